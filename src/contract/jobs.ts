@@ -1,0 +1,109 @@
+/**
+ * What crosses the queue: ids, references, parameters and the pre-debited mils. Never payloads, never keys.
+ * Both ends parse with these schemas.
+ */
+import { Type, type Static } from "typebox";
+
+import { Lane, SamplingParams } from "./rollout.ts";
+
+const MilsText = Type.String({ pattern: "^[0-9]{1,18}$" });
+const BlobKey = Type.String({ minLength: 1, maxLength: 200 });
+const RolloutIdText = Type.String({ pattern: "^rollout_[0-9a-f]{32}$" });
+
+/** On queue `predict.<model>`, job id `<rollout_id>-<attempt>`. One job is one rollout row, also for K candidates. */
+export const PredictJob = Type.Object(
+  {
+    rollout_id: RolloutIdText,
+    attempt: Type.Integer({ minimum: 1 }),
+    model: Type.String(),
+    lane: Lane,
+    /** Blob key of the start frame: PNG, RGB, at the model's resolution. */
+    frame_key: BlobKey,
+    /** Blob key of the actions: little-endian float32, `[k, actions_per_candidate, action_dim]`, row-major. */
+    actions_key: BlobKey,
+    k: Type.Integer({ minimum: 1, maximum: 32 }),
+    actions_per_candidate: Type.Integer({ minimum: 1, maximum: 240 }),
+    params: SamplingParams,
+    debited_mils: MilsText,
+    /** Epoch ms after which nobody waits any more; the worker gives up by itself. */
+    deadline_ms: Type.Integer({ minimum: 0 }),
+    /** Set when an engine fault has hit this job once: it runs in a batch of its own, then is given up. */
+    alone: Type.Boolean(),
+  },
+  { additionalProperties: false },
+);
+export type PredictJob = Static<typeof PredictJob>;
+
+/** Milliseconds of one attempt, by what they were spent on. */
+export const Timings = Type.Object(
+  {
+    /** First forward to last decoded frame. */
+    engine_wall_ms: Type.Number({ minimum: 0 }),
+    fetch_ms: Type.Number({ minimum: 0 }),
+    /** Waiting for ffmpeg after the engine was done, and writing the files. */
+    encode_ms: Type.Number({ minimum: 0 }),
+    /** Job picked up to outcome ready. */
+    total_ms: Type.Number({ minimum: 0 }),
+  },
+  { additionalProperties: false },
+);
+export type Timings = Static<typeof Timings>;
+
+/** `result.json` beside the videos, and the body of a succeeded outcome. */
+export const RolloutResult = Type.Object(
+  {
+    /** One per candidate, in submission order. */
+    video_keys: Type.Array(BlobKey, { minItems: 1, maxItems: 32 }),
+    /** Frames in all videos together: k · (actions_per_candidate + 1). */
+    frames: Type.Integer({ minimum: 1 }),
+    timings: Timings,
+  },
+  { additionalProperties: false },
+);
+export type RolloutResult = Static<typeof RolloutResult>;
+
+export const FailureCode = Type.Union([
+  Type.Literal("engine_failed"),
+  Type.Literal("engine_timeout"),
+  Type.Literal("bad_input"),
+  Type.Literal("lost"),
+  Type.Literal("internal"),
+]);
+export type FailureCode = Static<typeof FailureCode>;
+
+/** How an attempt (or a rollout that never ran) ended. */
+export const Outcome = Type.Union([
+  Type.Object({ kind: Type.Literal("succeeded"), result: RolloutResult }, { additionalProperties: false }),
+  Type.Object(
+    {
+      kind: Type.Literal("failed"),
+      code: FailureCode,
+      message: Type.String({ maxLength: 500 }),
+      /** Frames that reached the customer before the failure (streaming); they stay charged. */
+      frames_delivered: Type.Integer({ minimum: 0 }),
+    },
+    { additionalProperties: false },
+  ),
+  Type.Object(
+    { kind: Type.Literal("cancelled"), frames_delivered: Type.Integer({ minimum: 0 }) },
+    { additionalProperties: false },
+  ),
+  Type.Object({ kind: Type.Literal("expired") }, { additionalProperties: false }),
+]);
+export type Outcome = Static<typeof Outcome>;
+
+/** On queue `settlement`, under the predict job's id. */
+export const SettlementJob = Type.Object(
+  { rollout_id: RolloutIdText, attempt: Type.Integer({ minimum: 1 }), outcome: Outcome },
+  { additionalProperties: false },
+);
+export type SettlementJob = Static<typeof SettlementJob>;
+
+/** Blob keys of a rollout. Attempt-scoped outputs: two live executors cannot overwrite each other. */
+export const blobKeys = {
+  frame: (rolloutId: string) => `rollouts/${rolloutId}/start_frame.png`,
+  actions: (rolloutId: string) => `rollouts/${rolloutId}/actions.f32`,
+  video: (rolloutId: string, attempt: number, candidate: number) =>
+    `rollouts/${rolloutId}/${attempt}/rollout_${String(candidate).padStart(3, "0")}.mp4`,
+  result: (rolloutId: string, attempt: number) => `rollouts/${rolloutId}/${attempt}/result.json`,
+} as const;

@@ -1,0 +1,6 @@
+/** Time as a parameter. Epoch milliseconds; production passes `systemClock`, tests pass their own. */
+export interface Clock {
+  now(): number;
+}
+
+export const systemClock: Clock = { now: () => Date.now() };

@@ -1,0 +1,141 @@
+/**
+ * The environment, read once per process. `SETTINGS` is the whole table: name, meaning, default and parser;
+ * docs/operations.md prints it, and anything a parser refuses stops the process with a message that says what was
+ * expected.
+ */
+import { resolve } from "node:path";
+
+import { LOG_LEVELS, type LogLevel } from "./log.ts";
+
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+}
+
+interface Setting<T> {
+  readonly meaning: string;
+  /** Text that stands in when the variable is unset or empty; undefined means the setting is then absent. */
+  readonly fallback: string | undefined;
+  readonly expected: string;
+  /** The value, or null when the text is not acceptable. */
+  readonly parse: (text: string) => T | null;
+}
+
+function setting<T>(
+  meaning: string,
+  fallback: string | undefined,
+  expected: string,
+  parse: (text: string) => T | null,
+): Setting<T> {
+  return { meaning, fallback, expected, parse };
+}
+
+function integer(min: number, max: number): (text: string) => number | null {
+  return (text) => {
+    const value = Number(text);
+    return /^\d+$/.test(text) && value >= min && value <= max ? value : null;
+  };
+}
+
+function oneOf<const T extends string>(...values: readonly T[]): (text: string) => T | null {
+  return (text) => values.find((value) => value === text) ?? null;
+}
+
+function url(...protocols: readonly string[]): (text: string) => string | null {
+  return (text) => (URL.canParse(text) && protocols.includes(new URL(text).protocol) ? text : null);
+}
+
+const anyText = (text: string): string => text;
+const path = (text: string): string => resolve(text);
+
+export const SETTINGS = {
+  PORT: setting(
+    "port of the gateway (0 picks a free one)",
+    "8080",
+    "a port number from 0 to 65535",
+    integer(0, 65_535),
+  ),
+  HOST: setting("address the gateway listens on", "127.0.0.1", "an address", anyText),
+  DATA_DIR: setting("where the embedded system keeps its data", ".dream-engine", "a path", path),
+  DATABASE_URL: setting(
+    "PostgreSQL; unset: an embedded one under DATA_DIR",
+    undefined,
+    "postgres://user:password@host:port/database",
+    url("postgres:", "postgresql:"),
+  ),
+  REDIS_URL: setting(
+    "Redis for the queue; unset: the queue lives in PostgreSQL",
+    undefined,
+    "redis://host:port/db or rediss://…",
+    url("redis:", "rediss:"),
+  ),
+  BLOB_URL: setting("blob store; unset: DATA_DIR/blobs", undefined, "file:///absolute/path", url("file:")),
+  PUBLIC_URL: setting(
+    "base URL that clients reach us under; unset: http://HOST:PORT",
+    undefined,
+    "http://… or https://…",
+    (text) => url("http:", "https:")(text)?.replace(/\/+$/, "") ?? null,
+  ),
+  AUTH: setting(
+    "off: requests without a key are the built-in customer cus_local (local development)",
+    "on",
+    "on or off",
+    oneOf("on", "off"),
+  ),
+  MODELS_DIR: setting("where the model bundles are", "models", "a path", path),
+  DEFAULT_MODEL: setting("model behind the bare base URL; unset: the flagship", undefined, "a model slug", (text) =>
+    /^[a-z0-9][a-z0-9-]{0,62}$/.test(text) ? text : null,
+  ),
+  WORKERS: setting("inference workers of the local fleet, per model", "1", "a number from 0 to 64", integer(0, 64)),
+  ORT_PROVIDERS: setting(
+    "ONNX Runtime execution providers, first match wins",
+    "cpu",
+    "a comma-separated list of cpu, cuda, tensorrt",
+    (text) => {
+      const names = text.split(",").map((name) => name.trim());
+      return names.every((name) => ["cpu", "cuda", "tensorrt"].includes(name)) ? names : null;
+    },
+  ),
+  FFMPEG_PATH: setting("ffmpeg binary; unset: the one from npm", undefined, "a path", path),
+  OPERATOR_TOKEN: setting(
+    "bearer token for /metrics; unset: /metrics answers loopback connections only",
+    undefined,
+    "at least 16 characters",
+    (text) => (text.length >= 16 ? text : null),
+  ),
+  METRICS_PORT: setting(
+    "port of /metrics and /healthz in processes without a gateway (0 picks a free one)",
+    "0",
+    "a port number from 0 to 65535",
+    integer(0, 65_535),
+  ),
+  LOG_LEVEL: setting("how much is logged", "info", LOG_LEVELS.join(", "), oneOf<LogLevel>(...LOG_LEVELS)),
+} as const;
+
+type SettingName = keyof typeof SETTINGS;
+type ValueOf<S> = S extends Setting<infer T> ? T : never;
+/** Settings whose fallback is text always have a value; the others may be undefined. */
+export type Config = {
+  readonly [Name in SettingName]: (typeof SETTINGS)[Name]["fallback"] extends string
+    ? ValueOf<(typeof SETTINGS)[Name]>
+    : ValueOf<(typeof SETTINGS)[Name]> | undefined;
+};
+
+/** Values that must not appear in an error message. */
+const SECRET: ReadonlySet<string> = new Set(["DATABASE_URL", "REDIS_URL", "OPERATOR_TOKEN"]);
+
+/** Reads every setting; throws one ConfigError that lists everything that is wrong. */
+export function readConfig(env: NodeJS.ProcessEnv): Config {
+  const problems: string[] = [];
+  const config: Record<string, unknown> = {};
+  for (const [name, { fallback, expected, parse }] of Object.entries(SETTINGS)) {
+    const text = env[name] === undefined || env[name] === "" ? fallback : env[name];
+    if (text === undefined) continue;
+    const value = parse(text);
+    if (value === null) {
+      problems.push(`${name}: expected ${expected}, got ${SECRET.has(name) ? "another value" : JSON.stringify(text)}`);
+    }
+    config[name] = value;
+  }
+  if (problems.length > 0) throw new ConfigError(`The environment is not valid.\n  ${problems.join("\n  ")}`);
+  return config as Config; // each value came from the parser of its own name
+}

@@ -1,0 +1,49 @@
+/**
+ * Every long-lived part has the same life: its factory (`create…`) or `start…` function resolves when it runs,
+ * and `stop()` is idempotent, waits until nothing of it runs any more, and is bounded in time.
+ */
+import type { Log } from "./log.ts";
+
+export interface Service {
+  stop(): Promise<void>;
+}
+
+/** How long one part may take to stop before the process goes on without it. */
+const STOP_TIMEOUT_MS = 10_000;
+
+/** Stops services in reverse order of their start, each within a bound; a failure is logged and does not stop the rest. */
+export async function stopAll(
+  services: readonly (readonly [name: string, service: Service])[],
+  log: Log,
+): Promise<void> {
+  for (const [name, service] of services.toReversed()) {
+    let timer: NodeJS.Timeout | undefined;
+    const timeout = new Promise<never>((_resolve, reject) => {
+      timer = setTimeout(() => reject(new Error(`did not stop within ${STOP_TIMEOUT_MS} ms`)), STOP_TIMEOUT_MS);
+    });
+    try {
+      await Promise.race([service.stop(), timeout]);
+    } catch (error) {
+      log.error({ err: error, service: name }, "could not stop cleanly");
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+/**
+ * Resolves at the first SIGINT, SIGTERM or SIGHUP. A second one ends the process at once: whoever presses Ctrl-C
+ * twice means it, and every promise we make survives a SIGKILL anyway.
+ */
+export function untilToldToStop(): Promise<NodeJS.Signals> {
+  return new Promise((resolve) => {
+    let told = false;
+    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+      process.on(signal, () => {
+        if (told) process.exit(130);
+        told = true;
+        resolve(signal);
+      });
+    }
+  });
+}
