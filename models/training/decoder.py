@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         picture = torch.sigmoid(self.background)
         picture = picture + block[:, 3:] * (block[:, :3] - picture)
         picture = picture + agent[:, 3:] * (agent[:, :3] - picture)
-        layers = torch.cat([picture, block[:, 3:], agent[:, 3:], self.background.expand(len(latent), -1, -1, -1)], 1)
+        layers = torch.cat([picture, block[:, 3:], agent[:, 3:], self.background.expand(latent.shape[0], -1, -1, -1)], 1)
         return (picture + self.finish_2(F.relu(self.finish_1(layers)))) * 255.0
 
     def forward(self, block_latents: Tensor) -> Tensor:

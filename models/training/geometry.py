@@ -53,7 +53,8 @@ def motion_between(before: Tensor, after: Tensor) -> Tensor:
     block = into_frame((after[..., 2:4] - before[..., 2:4]) * CENTER, before)
     c, s = before[..., 4:5], before[..., 5:6]
     c2, s2 = after[..., 4:5], after[..., 5:6]
-    turn = torch.atan2(s2 * c - c2 * s, c2 * c + s2 * s)
+    # Half-angle form: finite for the all-zero latents of frames not generated yet, and one Atan in ONNX.
+    turn = 2.0 * torch.atan((s2 * c - c2 * s) / (1.0 + c2 * c + s2 * s + 1e-6))
     return torch.cat([agent, block, turn], -1) / before.new_tensor(MOTION_SCALE)
 
 

@@ -5,16 +5,17 @@
 import type { JobId } from "#contract/ids.ts";
 import type { Service } from "#platform/lifecycle.ts";
 
-/**
- * `missing`: never added, or done and removed. `failed`: given up after its worker died twice, or its handler threw.
- */
-export type JobState = "missing" | "waiting" | "active" | "failed" | "completed";
+import type { Signals } from "./signals.ts";
+
+/** `failed`: its handler threw, its data was invalid, or it was given up; kept for a day, so that the sweep sees it. */
+export type JobState = "waiting" | "active" | "failed";
 
 export interface JobQueue<Data> {
   readonly name: string;
   /** Idempotent by id: a job that exists in any state is left as it is. Lower `priority` runs first, 0 before all. */
   add(jobId: JobId, data: Data, options?: { readonly priority?: number }): Promise<void>;
-  find(jobId: JobId): Promise<{ readonly state: JobState; readonly data: Data } | null>;
+  /** Null: never added, or done and removed. `data` is null when it is not valid for this version of the code. */
+  find(jobId: JobId): Promise<{ readonly state: JobState; readonly data: Data | null } | null>;
   /** `waiting` includes prioritised and delayed jobs. */
   counts(): Promise<{ readonly waiting: number; readonly active: number; readonly failed: number }>;
   /** Removes a job that is not active; true when it was there. */
@@ -29,10 +30,11 @@ export interface ConsumeOptions<Data> {
   /** Resolves: job done and removed. Throws: job failed, kept as `failed` for the sweep to see. */
   handle(job: ActiveJob<Data>): Promise<void>;
   /**
-   * A job that this process will not run: its worker died a second time and BullMQ gave it up. Called in whichever
-   * process notices, at least once while any consumer lives; the sweep covers the rest.
+   * A job that nobody will run: a worker died twice while holding it, or its data is invalid (`data` is then null).
+   * Called by whichever consumer takes it next, before it becomes `failed`; again elsewhere if that one dies here.
+   * A rejection is logged; the sweep covers the rest.
    */
-  onGivenUp?(jobId: JobId, data: Data, reason: string): Promise<void>;
+  onGivenUp?(jobId: JobId, data: Data | null, reason: string): Promise<void>;
 }
 
 export interface ActiveJob<Data> {
@@ -40,37 +42,28 @@ export interface ActiveJob<Data> {
   readonly data: Data;
   /** How often a worker died while holding this job. */
   readonly stalledCount: number;
-  /** Puts the job back at once with new data, for another worker to take; `handle` must return after it. */
+  /**
+   * Puts the job back at once with new data, under the same id and stalled count; `handle` must return after it.
+   * This consumer may take it again unless it is paused. Rejects when the job is no longer ours.
+   */
   release(data: Data): Promise<void>;
 }
 
 export interface Consumer extends Service {
   /** Stops taking jobs; those in hand go on. */
   pause(): Promise<void>;
+  /** Takes jobs again after `pause`. */
+  resume(): Promise<void>;
   /** Pauses, waits for the jobs in hand up to `graceMs`, then lets go of them (they become stalled elsewhere). */
   stop(graceMs?: number): Promise<void>;
-  /** Rejects nothing, resolves when the consumer can no longer work (connection lost for good); for supervisors. */
+  /** Rejects nothing, resolves when the consumer can no longer work (backend out of reach for long); for supervisors. */
   readonly broken: Promise<Error>;
 }
 
 /** Everything a process needs of the queue, on one backend. */
 export interface QueueSystem extends Service {
   readonly backend: "redis" | "postgres";
+  /** `parse` throws on what is not a valid job. Opening a name again is cheap. */
   open<Data>(name: string, parse: (value: unknown) => Data): JobQueue<Data>;
   readonly signals: Signals;
-}
-
-/** `queued`: the scheduler has work. Others name one rollout. `progress` carries frames done as well. */
-export type Signal =
-  | { readonly kind: "queued" }
-  | { readonly kind: "cancel"; readonly rollout_id: string }
-  | { readonly kind: "finished"; readonly rollout_id: string }
-  | { readonly kind: "progress"; readonly rollout_id: string; readonly frames: number };
-
-/** Lossy by design: a lost signal costs latency, never correctness, because everyone who waits also polls. */
-export interface Signals {
-  /** Never rejects; a failed publish is logged. */
-  publish(signal: Signal): Promise<void>;
-  /** Resolves when the subscription is in force; returns its end. Survives a lost connection. */
-  subscribe(kinds: readonly Signal["kind"][], handler: (signal: Signal) => void): Promise<() => Promise<void>>;
 }

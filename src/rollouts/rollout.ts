@@ -34,3 +34,6 @@ export interface Rollout {
   readonly delivered_at: Date | null;
   readonly deadline_at: Date;
 }
+
+/** The columns of a Rollout, in the order above; `alias` where the statement joins. The names and types match, so a row
+ * is a Rollout. Never `SELECT *`: a column added by a later migration must not break prepared statements. */

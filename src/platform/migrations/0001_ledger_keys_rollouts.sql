@@ -2,10 +2,14 @@
 -- What the ledger needs from its first day, because nothing can be added to an append-only hash chain later:
 -- a sequence number per account, the previous hash and the hash on every entry, the chain head on the account,
 -- and a debt account beside the balance (a clawback may not push a balance below zero; the rest is debt).
+--
+-- Lock order of every statement that takes more than one of them:
+--   api key (FOR SHARE) -> rollout -> account -> idempotency key
+-- A rollout that is being inserted counts as none: nobody else can see it, let alone lock it.
 
 CREATE TABLE customers (
-  id         text PRIMARY KEY,
-  email      text UNIQUE,
+  id         text PRIMARY KEY CHECK (id ~ '^cus_[a-z0-9_]{1,60}$'),
+  email      text UNIQUE CHECK (email = lower(email)),
   created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -21,22 +25,21 @@ CREATE TABLE accounts (
 );
 
 CREATE TABLE api_keys (
-  id           text PRIMARY KEY,
-  customer_id  text NOT NULL REFERENCES customers,
-  key_hash     bytea NOT NULL UNIQUE CHECK (length(key_hash) = 32),
-  prefix       text NOT NULL,
-  label        text,
-  created_at   timestamptz NOT NULL DEFAULT now(),
-  last_used_at timestamptz,
-  expires_at   timestamptz,
-  revoked_at   timestamptz,
+  id          text PRIMARY KEY,
+  customer_id text NOT NULL REFERENCES customers,
+  key_hash    bytea NOT NULL UNIQUE CHECK (length(key_hash) = 32),
+  prefix      text NOT NULL,
+  label       text,
+  created_at  timestamptz NOT NULL DEFAULT now(),
+  expires_at  timestamptz,
+  revoked_at  timestamptz,
   -- NULL: the default of 50/s and a burst of 200.
-  rate_per_s   integer CHECK (rate_per_s > 0),
-  burst        integer CHECK (burst > 0)
+  rate_per_s  integer CHECK (rate_per_s > 0),
+  burst       integer CHECK (burst > 0)
 );
 CREATE INDEX api_keys_customer ON api_keys (customer_id);
 
--- List price where customer_id is null. The latest row in force wins; a customer's own before the list's.
+-- List price where customer_id is null.
 CREATE TABLE prices (
   id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   customer_id    text REFERENCES customers,
@@ -46,6 +49,13 @@ CREATE TABLE prices (
   note           text NOT NULL
 );
 INSERT INTO prices (mils_per_frame, effective_from, note) VALUES (5, '-infinity', 'list price: $0.0005 a frame');
+
+-- The latest row in force wins, a customer's own before the list's.
+CREATE FUNCTION price_in_force(customer text, at timestamptz) RETURNS integer LANGUAGE sql STABLE AS $$
+  SELECT mils_per_frame FROM prices
+   WHERE (customer_id = customer OR customer_id IS NULL) AND effective_from <= at
+   ORDER BY customer_id IS NULL, effective_from DESC, id DESC LIMIT 1
+$$;
 
 CREATE TABLE rollouts (
   id                    text PRIMARY KEY,
@@ -81,13 +91,22 @@ CREATE TABLE rollouts (
   delivered_at          timestamptz,
   deadline_at           timestamptz NOT NULL,
   CHECK ((status IN ('queued', 'dispatched')) = (finished_at IS NULL)),
+  CHECK ((finished_at IS NULL) = (frames_delivered IS NULL)),
+  CHECK ((status = 'queued') = (attempt = 0) OR finished_at IS NOT NULL),
   CHECK ((status = 'succeeded') = (result IS NOT NULL)),
-  CHECK (finished_at IS NULL OR refunded_mils = charge_mils - frames_delivered::bigint * price_mils_per_frame)
+  CHECK ((status = 'failed') = (error_code IS NOT NULL)),
+  CHECK (status <> 'dispatched' OR sweep_at IS NOT NULL),
+  -- Nothing refunded while it runs; afterwards exactly what was not delivered.
+  CHECK (refunded_mils = CASE WHEN finished_at IS NULL THEN 0
+                              ELSE charge_mils - frames_delivered::bigint * price_mils_per_frame END)
 );
-CREATE INDEX rollouts_backlog   ON rollouts (created_at, id) WHERE status = 'queued';
-CREATE INDEX rollouts_in_flight ON rollouts (sweep_at) WHERE status = 'dispatched';
-CREATE INDEX rollouts_finished  ON rollouts (finished_at) WHERE finished_at IS NOT NULL;
-CREATE INDEX rollouts_customer  ON rollouts (customer_id, created_at DESC, id);
+-- Whoever waits goes first, then first come, first served.
+CREATE INDEX rollouts_backlog     ON rollouts (model, (lane = 'bulk'), created_at, id) WHERE status = 'queued';
+CREATE INDEX rollouts_to_sweep    ON rollouts (sweep_at) WHERE status = 'dispatched';
+CREATE INDEX rollouts_deadline    ON rollouts (deadline_at) WHERE status IN ('queued', 'dispatched');
+CREATE INDEX rollouts_waited_for  ON rollouts (waiter_id) WHERE status IN ('queued', 'dispatched') AND waiter_id IS NOT NULL;
+CREATE INDEX rollouts_finished    ON rollouts (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX rollouts_customer    ON rollouts (customer_id, created_at DESC, id);
 CREATE INDEX rollouts_undelivered ON rollouts (customer_id, fingerprint, finished_at)
   WHERE status = 'succeeded' AND delivered_at IS NULL;
 
@@ -100,8 +119,14 @@ BEGIN
   THEN
     RAISE EXCEPTION 'rollout % cannot go from % to %', OLD.id, OLD.status, NEW.status;
   END IF;
-  IF OLD.finished_at IS NOT NULL AND (NEW.refunded_mils, NEW.charge_mils) <> (OLD.refunded_mils, OLD.charge_mils) THEN
-    RAISE EXCEPTION 'rollout % is settled; its money cannot change', OLD.id;
+  IF NEW.attempt < OLD.attempt THEN
+    RAISE EXCEPTION 'rollout % cannot go back from attempt % to %', OLD.id, OLD.attempt, NEW.attempt;
+  END IF;
+  IF (NEW.customer_id, NEW.frames, NEW.price_mils_per_frame, NEW.charge_mils)
+     <> (OLD.customer_id, OLD.frames, OLD.price_mils_per_frame, OLD.charge_mils)
+     OR (OLD.finished_at IS NOT NULL AND NEW.refunded_mils <> OLD.refunded_mils)
+  THEN
+    RAISE EXCEPTION 'what rollout % was charged, or refunded at its end, cannot change', OLD.id;
   END IF;
   RETURN NEW;
 END $$;
@@ -110,8 +135,8 @@ CREATE TRIGGER rollouts_transition BEFORE UPDATE ON rollouts FOR EACH ROW EXECUT
 CREATE TABLE idempotency_keys (
   customer_id text NOT NULL REFERENCES customers,
   key         text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
-  fingerprint bytea NOT NULL,
-  rollout_id  text NOT NULL REFERENCES rollouts DEFERRABLE INITIALLY DEFERRED,
+  fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
+  rollout_id  text NOT NULL UNIQUE REFERENCES rollouts,
   created_at  timestamptz NOT NULL DEFAULT now(),
   CONSTRAINT idempotency_keys_once PRIMARY KEY (customer_id, key)
 );
@@ -124,17 +149,21 @@ CREATE TABLE ledger_entries (
   kind               text   NOT NULL CHECK (kind IN ('debit', 'credit', 'refund', 'adjustment', 'clawback')),
   amount_mils        bigint NOT NULL,
   balance_after_mils bigint NOT NULL CHECK (balance_after_mils >= 0),
-  rollout_id         text   REFERENCES rollouts DEFERRABLE INITIALLY DEFERRED,
+  rollout_id         text   REFERENCES rollouts,
   -- The request id for debits and refunds, the payment's id for credits.
   reference          text   NOT NULL,
   detail             text   NOT NULL,
   created_at         timestamptz NOT NULL,
-  prev_hash          bytea  NOT NULL,
+  prev_hash          bytea  NOT NULL CHECK (length(prev_hash) = CASE seq WHEN 1 THEN 0 ELSE 32 END),
   hash               bytea  NOT NULL CHECK (length(hash) = 32),
   PRIMARY KEY (customer_id, account, seq),
   FOREIGN KEY (customer_id, account) REFERENCES accounts,
-  CHECK (CASE kind WHEN 'debit' THEN amount_mils <= 0 WHEN 'refund' THEN amount_mils >= 0
-                   WHEN 'credit' THEN amount_mils > 0 ELSE true END)
+  CHECK (CASE kind WHEN 'debit' THEN amount_mils <= 0 AND rollout_id IS NOT NULL
+                   WHEN 'refund' THEN amount_mils > 0 AND rollout_id IS NOT NULL
+                   WHEN 'credit' THEN amount_mils > 0
+                   ELSE amount_mils <> 0 END),
+  -- The separator of ledger_hash must not occur in what it separates, or two entries could share a hash.
+  CHECK (position(E'\x1f' IN concat(rollout_id, reference, detail)) = 0)
 );
 -- Exactly once, said by the database: one debit and one refund a rollout, one credit a payment.
 CREATE UNIQUE INDEX ledger_once_per_rollout ON ledger_entries (rollout_id, kind) WHERE rollout_id IS NOT NULL;

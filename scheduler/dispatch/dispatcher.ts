@@ -1,0 +1,83 @@
+/**
+ * Moves rollouts from the backlog to the queues: commits `queued → dispatched` first and adds the job then. Adding
+ * first would run a fast job twice, or a cancelled one; a crash in between is found by the sweep, which adds the job
+ * under the same id.
+ */
+import { jobIdOf } from "#contract/ids.ts";
+import type { Manifest } from "#contract/manifest.ts";
+import type { Clock } from "#platform/clock.ts";
+import type { Database } from "#platform/database.ts";
+import type { Service } from "#platform/lifecycle.ts";
+import type { Log } from "#platform/log.ts";
+import { markDispatched, predictJobOf, readBacklog, readInFlight } from "#rollouts/dispatch.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+import { predictQueue, PRIORITY_OF_LANE } from "#queue/queues.ts";
+
+import { startLoop } from "../loop.ts";
+import type { SchedulerMetrics } from "../metrics.ts";
+import { chooseNext, estimateHeld } from "./policy.ts";
+
+/** In case a signal was lost. */
+const DISPATCH_EVERY_MS = 1_000;
+/** Rows looked at in one go; a full target of the largest fleet fits. */
+const BACKLOG_ROWS_MAX = 200;
+
+export interface DispatcherOptions {
+  readonly db: Database;
+  readonly queues: QueueSystem;
+  readonly models: readonly Manifest[];
+  readonly epoch: bigint;
+  /** Live workers of a model, or null when this process does not know (they are another deployment). */
+  readonly liveWorkers: (model: string) => number | null;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: SchedulerMetrics;
+}
+
+export async function startDispatcher(options: DispatcherOptions): Promise<Service> {
+  const { queues, models, log } = options;
+  const loop = startLoop({
+    name: "dispatch",
+    everyMs: DISPATCH_EVERY_MS,
+    log,
+    run: async (signal) => {
+      for (const model of models) await dispatchModel(model, options, signal);
+    },
+  });
+  const unsubscribe = await queues.signals.subscribe(["queued", "finished"], () => loop.wake());
+  return {
+    async stop() {
+      await loop.stop();
+      await unsubscribe();
+    },
+  };
+}
+
+/** Fills one model's queue up to its target. */
+async function dispatchModel(manifest: Manifest, options: DispatcherOptions, signal: AbortSignal): Promise<void> {
+  const { db, queues, epoch, clock, metrics } = options;
+  const model = manifest.slug;
+  const queue = predictQueue(queues, model);
+  const backlog = await readBacklog(db, model, BACKLOG_ROWS_MAX);
+  metrics.backlog.set({ model }, backlog.length);
+  if (backlog.length === 0) return;
+
+  const inFlight = await readInFlight(db, model);
+  const perWorker = manifest.engine.max_batch_samples;
+  const workers = options.liveWorkers(model);
+  const held =
+    workers === null
+      ? estimateHeld(inFlight, (await queue.counts()).waiting, perWorker)
+      : // A fleet that is still starting gets one worker's load: it finds work when it is warm.
+        Math.max(1, workers) * perWorker;
+  const waiting = backlog.map((row) => ({ id: row.id, k: row.k, deadline_ms: row.deadline_at.getTime() }));
+  const chosen = chooseNext(waiting, { held, in_flight: inFlight.samples }, clock.now());
+  if (chosen.length === 0 || signal.aborted) return;
+
+  const ids = chosen.map((row) => row.id);
+  for (const rollout of await markDispatched(db, epoch, ids)) {
+    const priority = PRIORITY_OF_LANE[rollout.lane];
+    await queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout), { priority });
+    metrics.dispatched.inc({ model });
+  }
+}

@@ -1,0 +1,79 @@
+/**
+ * The one scheduler that acts. Any number of processes run this; whoever holds the advisory lock leads, the others
+ * wait and take over. Each leader has an epoch that every write of its rounds names, because a lock alone does not
+ * stop a leader that lost it without noticing.
+ */
+import type { Registry } from "prom-client";
+
+import type { BlobStore } from "#blobs/blob-store.ts";
+import type { Manifest } from "#contract/manifest.ts";
+import type { Clock } from "#platform/clock.ts";
+import type { Database } from "#platform/database.ts";
+import { type Service, stopAll } from "#platform/lifecycle.ts";
+import type { Log } from "#platform/log.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+import { type Leadership, tryLead } from "#rollouts/leader.ts";
+
+import { startDispatcher } from "./dispatch/dispatcher.ts";
+import { startLoop } from "./loop.ts";
+import { createSchedulerMetrics } from "./metrics.ts";
+import { startJanitor } from "./sweep/janitor.ts";
+import { startSweeper } from "./sweep/sweeper.ts";
+
+/** How soon a standby notices that the leader is gone. */
+const TAKE_OVER_EVERY_MS = 500;
+
+export interface SchedulerOptions {
+  readonly db: Database;
+  readonly queues: QueueSystem;
+  readonly blobs: BlobStore;
+  readonly models: readonly Manifest[];
+  /** Live workers of a model, or null when this process does not know (they are another deployment). */
+  readonly liveWorkers: (model: string) => number | null;
+  /** Names this process to people who ask who leads. */
+  readonly holder: string;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly registry: Registry;
+}
+
+/** Resolves at once; leads as soon as nobody else does. */
+export async function startScheduler(options: SchedulerOptions): Promise<Service & { isLeader(): boolean }> {
+  const { db, log, holder } = options;
+  const metrics = createSchedulerMetrics(options.registry);
+  let leadership: Leadership | null = null;
+
+  const candidacy = startLoop({
+    name: "leadership",
+    everyMs: TAKE_OVER_EVERY_MS,
+    log,
+    run: async (signal) => {
+      leadership = await tryLead(db, holder);
+      if (!leadership) return;
+      const { epoch } = leadership;
+      log.info({ epoch: String(epoch) }, "leading");
+      metrics.leader.set(1);
+      const parts: [string, Service][] = [];
+      try {
+        parts.push(["sweep", startSweeper({ ...options, epoch, metrics })]);
+        parts.push(["clean", startJanitor({ ...options, epoch })]);
+        parts.push(["dispatch", await startDispatcher({ ...options, epoch, metrics })]);
+        const reason = await Promise.race([leadership.lost, untilAborted(signal)]);
+        if (reason) log.error({ err: reason }, "lost the leadership");
+      } finally {
+        metrics.leader.set(0);
+        await stopAll(parts, log);
+        await leadership.resign();
+        leadership = null;
+      }
+    },
+  });
+  return { isLeader: () => leadership !== null, stop: () => candidacy.stop() };
+}
+
+function untilAborted(signal: AbortSignal): Promise<null> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve(null);
+    else signal.addEventListener("abort", () => resolve(null), { once: true });
+  });
+}

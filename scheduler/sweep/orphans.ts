@@ -1,0 +1,31 @@
+/**
+ * Blobs that no row names: inputs of requests that were refused or died after the upload, and files of attempts that
+ * did not win. Rollout ids are random, so their first digits cut the store into equal parts; one part is looked at a
+ * round, which bounds the work of a round and still reaches everything in about an hour.
+ */
+import { blobKeys } from "#contract/jobs.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+
+/** An upload comes before its row, and a slow client can take minutes in between. */
+export const ORPHAN_AGE_MS_MIN = 3_600_000;
+
+export const PARTS = 256;
+
+/** Key prefix of one part; `round` counts up for ever. */
+export function partPrefix(round: number): string {
+  return `rollouts/rollout_${(round % PARTS).toString(16).padStart(2, "0")}`;
+}
+
+/** The rollout a key belongs to, or null for a key of something else, which is never touched. */
+export function rolloutIdOf(key: string): string | null {
+  return /^rollouts\/(rollout_[0-9a-f]{32})\//.exec(key)?.[1] ?? null;
+}
+
+/** `row` is undefined when no rollout has the key's id. */
+export function isOrphan(key: string, row: Pick<Rollout, "id" | "status" | "attempt"> | undefined): boolean {
+  if (!row) return true;
+  if (row.status === "queued" || row.status === "dispatched") return false;
+  if (key === blobKeys.frame(row.id) || key === blobKeys.actions(row.id)) return false;
+  // Attempts count up and only the last one can win.
+  return row.status !== "succeeded" || !key.startsWith(`rollouts/${row.id}/${row.attempt}/`);
+}

@@ -1,0 +1,157 @@
+/**
+ * Ends what got stuck. Always on, also when no worker lives; every look at a dispatched rollout happens under its row
+ * lock, so that a settlement cannot come in between looking and deciding.
+ */
+import { Compile } from "typebox/compile";
+
+import { jobIdOf, type RolloutId } from "#contract/ids.ts";
+import { blobKeys, type Outcome, RolloutResult } from "#contract/jobs.ts";
+import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
+import type { Clock } from "#platform/clock.ts";
+import type { Database, Sql } from "#platform/database.ts";
+import type { Log } from "#platform/log.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+import { predictQueue, PRIORITY_OF_LANE, settlementQueue } from "#queue/queues.ts";
+import { predictJobOf } from "#rollouts/dispatch.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+import { settle } from "#rollouts/settle.ts";
+import { nextOverdue, postpone, readAbandoned, readExpired } from "#rollouts/sweep.ts";
+
+import { type Loop, startLoop } from "../loop.ts";
+import type { SchedulerMetrics } from "../metrics.ts";
+import { within } from "../within.ts";
+import { type Action, decide, type Facts, isInHand, lookAgainAt } from "./policy.ts";
+
+const SWEEP_EVERY_MS = 1_000;
+/** Rows of each kind in one round; the rest comes in the next. */
+const ROWS_PER_ROUND_MAX = 100;
+/** Bound on each look at the queue or the blob store: a row is locked meanwhile. */
+const LOOK_TIMEOUT_MS = 5_000;
+/** A gateway renews its lease every few seconds; one that has not for this long is dead, and so are its clients. */
+const GATEWAY_LEASE_MS = 15_000;
+
+const rolloutResult = Compile(RolloutResult);
+
+export interface SweeperOptions {
+  readonly db: Database;
+  readonly queues: QueueSystem;
+  readonly blobs: BlobStore;
+  readonly epoch: bigint;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: SchedulerMetrics;
+}
+
+export function startSweeper(options: SweeperOptions): Loop {
+  return startLoop({
+    name: "sweep",
+    everyMs: SWEEP_EVERY_MS,
+    log: options.log,
+    run: async (signal) => {
+      await endExpired(options, signal);
+      await endAbandoned(options, signal);
+      for (let looked = 0; looked < ROWS_PER_ROUND_MAX && !signal.aborted; looked++) {
+        if (!(await lookAtNext(options))) break;
+      }
+    },
+  });
+}
+
+/** Nobody came to run them in time. */
+async function endExpired(options: SweeperOptions, signal: AbortSignal): Promise<void> {
+  const { db, epoch, clock } = options;
+  for (const id of await readExpired(db, epoch, new Date(clock.now()), ROWS_PER_ROUND_MAX)) {
+    if (signal.aborted) return;
+    await end(options, id, { kind: "expired" }, "expired");
+  }
+}
+
+/** Their client waited at a gateway that is gone. */
+async function endAbandoned(options: SweeperOptions, signal: AbortSignal): Promise<void> {
+  const { db, epoch, clock } = options;
+  const leaseSeenBefore = new Date(clock.now() - GATEWAY_LEASE_MS);
+  for (const id of await readAbandoned(db, epoch, leaseSeenBefore, ROWS_PER_ROUND_MAX)) {
+    if (signal.aborted) return;
+    await end(options, id, { kind: "cancelled", frames_delivered: 0 }, "abandoned");
+  }
+}
+
+async function end(options: SweeperOptions, id: RolloutId, outcome: Outcome, why: string): Promise<void> {
+  const { settled } = await settle(options.db, id, null, outcome);
+  if (settled) await announce(options, id, outcome, { why, cancel: true });
+}
+
+/** Looks at the dispatched rollout that is most overdue; false when there is none. */
+async function lookAtNext(options: SweeperOptions): Promise<boolean> {
+  const { db, epoch, clock } = options;
+  const looked = await db.transaction(async (tx) => {
+    const rollout = await nextOverdue(tx, epoch, new Date(clock.now()));
+    if (!rollout) return null;
+    const action = decide(await gatherFacts(rollout, options));
+    await act(tx, rollout, action, options);
+    return { rollout, action };
+  });
+  if (!looked) return false;
+  const { rollout, action } = looked;
+  options.metrics.swept.inc({ action: action.kind });
+  if (action.kind === "settle") {
+    await announce(options, rollout.id, action.outcome, { why: "stuck", cancel: action.cancel });
+  }
+  return true;
+}
+
+/** In the order that the policy relies on: predict job, settlement job, result. */
+async function gatherFacts(rollout: Rollout, { queues, blobs, clock, log }: SweeperOptions): Promise<Facts> {
+  const jobId = jobIdOf(rollout.id, rollout.attempt);
+  const timing = { now_ms: clock.now(), deadline_ms: rollout.deadline_at.getTime() };
+  const predictJob = await within(LOOK_TIMEOUT_MS, "find predict job", predictQueue(queues, rollout.model).find(jobId));
+  const predict = predictJob?.state ?? null;
+  if (isInHand({ predict, ...timing })) return { predict, ...timing, settlement: null, result: null };
+
+  const job = await within(LOOK_TIMEOUT_MS, "find settlement job", settlementQueue(queues).find(jobId));
+  const settlement = job?.data ? { state: job.state, outcome: job.data.outcome } : null;
+  const result = await within(LOOK_TIMEOUT_MS, "read result", readResult(blobs, rollout, log));
+  return { predict, ...timing, settlement, result };
+}
+
+async function readResult(blobs: BlobStore, { id, attempt }: Rollout, log: Log): Promise<RolloutResult | null> {
+  const key = blobKeys.result(id, attempt);
+  let text: string;
+  try {
+    text = (await blobs.get(key)).toString("utf8");
+  } catch (error) {
+    if (error instanceof BlobNotFound) return null;
+    throw error;
+  }
+  const value: unknown = JSON.parse(text);
+  if (rolloutResult.Check(value)) return value;
+  log.error({ key }, "result.json is not valid; it counts as missing");
+  return null;
+}
+
+async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, log }: SweeperOptions): Promise<void> {
+  if (action.kind === "settle") {
+    await settle(tx, rollout.id, rollout.attempt, action.outcome);
+    return;
+  }
+  if (action.kind === "add_again") {
+    const jobId = jobIdOf(rollout.id, rollout.attempt);
+    log.warn({ rollout_id: rollout.id, attempt: rollout.attempt }, "its job is gone; adding it again");
+    const priority = PRIORITY_OF_LANE[rollout.lane];
+    const added = predictQueue(queues, rollout.model).add(jobId, predictJobOf(rollout), { priority });
+    await within(LOOK_TIMEOUT_MS, "add predict job", added);
+  }
+  const dispatchedMs = (rollout.dispatched_at ?? rollout.created_at).getTime();
+  await postpone(tx, rollout.id, new Date(lookAgainAt(clock.now(), dispatchedMs, rollout.deadline_at.getTime())));
+}
+
+async function announce(
+  { queues, log }: SweeperOptions,
+  id: RolloutId,
+  outcome: Outcome,
+  { why, cancel }: { why: string; cancel: boolean },
+): Promise<void> {
+  log.warn({ rollout_id: id, outcome: outcome.kind, why }, "the sweep settled a rollout");
+  if (cancel) await queues.signals.publish({ kind: "cancel", rollout_id: id });
+  await queues.signals.publish({ kind: "finished", rollout_id: id });
+}

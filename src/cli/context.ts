@@ -1,0 +1,87 @@
+/** What every command is put together from: configuration, log, database, blobs. */
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { createFsBlobs } from "#blobs/fs.ts";
+import type { BlobStore } from "#blobs/blob-store.ts";
+import { type Config, readConfig } from "#platform/config.ts";
+import { createDatabase, type Database } from "#platform/database.ts";
+import { type Service, stopAll, untilToldToStop } from "#platform/lifecycle.ts";
+import { createLog, type Log } from "#platform/log.ts";
+import { migrate } from "#platform/migrate.ts";
+
+import { type EmbeddedPostgres, openEmbeddedPostgres } from "./embedded-postgres.ts";
+import { UserError } from "./user-error.ts";
+
+/** The parts of a process in the order of their start; `stopAll` stops them the other way round. */
+export type Parts = [name: string, service: Service][];
+
+export interface OpenDatabase {
+  readonly db: Database;
+  /** Holds a password: never log it. */
+  readonly url: string;
+  /** Null when DATABASE_URL names a server. */
+  readonly embedded: EmbeddedPostgres | null;
+}
+
+/** The database of DATABASE_URL, or the embedded one, at the newest schema. Adds what must be stopped to `parts`. */
+export async function openDatabase(
+  config: Config,
+  log: Log,
+  parts: Parts,
+  onStep: (step: string) => void = () => undefined,
+): Promise<OpenDatabase> {
+  const embedded =
+    config.DATABASE_URL === undefined ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, log, onStep }) : null;
+  if (embedded) parts.push(["embedded postgres", embedded]);
+  const url = embedded?.url ?? requireDatabaseUrl(config);
+  await migrate(url, log);
+  const db = createDatabase({ url, log });
+  parts.push(["database", db]);
+  return { db, url, embedded };
+}
+
+/** For roles of a separate deployment, which share a database that is reached by its address. */
+export function requireDatabaseUrl(config: Config): string {
+  if (config.DATABASE_URL !== undefined) return config.DATABASE_URL;
+  throw new UserError(
+    "This role runs beside others on a shared database: set DATABASE_URL to it (and REDIS_URL, BLOB_URL).\n" +
+      "For everything in one process group, run `serve` instead.",
+  );
+}
+
+export const blobUrlOf = (config: Config): string => config.BLOB_URL ?? `file://${join(config.DATA_DIR, "blobs")}`;
+
+export const openBlobs = (config: Config): BlobStore => createFsBlobs(fileURLToPath(blobUrlOf(config)));
+
+/** For commands that do one thing and end: quiet unless asked, and everything is closed whatever happens. */
+export async function withDatabase<T>(run: (open: OpenDatabase, config: Config) => Promise<T>): Promise<T> {
+  const config = readConfig(process.env);
+  const log = createLog("cli", process.env["LOG_LEVEL"] === undefined ? "warn" : config.LOG_LEVEL);
+  const parts: Parts = [];
+  try {
+    return await run(await openDatabase(config, log, parts), config);
+  } finally {
+    await stopAll(parts, log);
+  }
+}
+
+/** For one role of a separate deployment: runs until it is told to stop, or until a part fails for good. */
+export async function runRole(
+  role: string,
+  start: (config: Config, log: Log, parts: Parts) => Promise<{ readonly failed?: Promise<Error> } | void>,
+): Promise<void> {
+  const config = readConfig(process.env);
+  const log = createLog(role, config.LOG_LEVEL);
+  const told = untilToldToStop();
+  const parts: Parts = [];
+  try {
+    const started = await start(config, log, parts);
+    log.info({ role }, "running");
+    const reason = await Promise.race([told, ...(started?.failed ? [started.failed] : [])]);
+    if (reason instanceof Error) throw reason;
+    log.info({ signal: reason }, "stopping");
+  } finally {
+    await stopAll(parts, log);
+  }
+}

@@ -1,0 +1,125 @@
+/** Starting and stopping the embedded PostgreSQL, whatever state the last process left it in. */
+import { realpathSync } from "node:fs";
+import { readFile, rm, stat, truncate } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+
+import { Client } from "pg";
+
+import type { Log } from "#platform/log.ts";
+import { processInfo } from "#platform/processes.ts";
+
+import { type Cluster, type Connection, explain, freePort, urlOf } from "./postgres-cluster.ts";
+import { errorCode, UserError } from "./user-error.ts";
+
+const CONNECT_TIMEOUT_MS = 5_000;
+const RETRY_EVERY_MS = 150;
+const STOP_TIMEOUT_S = 15;
+/** PostgreSQL's own log is for looking at trouble; it starts anew when it has grown to this. */
+const LOG_BYTES_MAX = 10 * 1024 * 1024;
+const START_ATTEMPTS_MAX = 3;
+
+export interface PostgresServer {
+  /** Resolves when the server of this cluster accepts connections; starts it if need be. */
+  ensureRunning(onStep: (step: string) => void, deadline: number): Promise<Connection>;
+  /** Ends every connection and stops the server. */
+  stop(): Promise<void>;
+}
+
+export async function openServer(cluster: Cluster, log: Log): Promise<PostgresServer> {
+  const logFile = join(cluster.folder, "..", "postgres.log");
+
+  async function start(): Promise<void> {
+    const { port } = await cluster.readConnection();
+    const { size } = await stat(logFile).catch(() => ({ size: 0 })); // none before the first start
+    if (size > LOG_BYTES_MAX) await truncate(logFile);
+    const settings = [
+      `-p ${port}`,
+      "-c listen_addresses=127.0.0.1",
+      "-c unix_socket_directories=",
+      "-c max_connections=200",
+      // Money is in here: said once more, whatever postgresql.conf says.
+      "-c fsync=on -c full_page_writes=on -c synchronous_commit=on",
+    ].join(" ");
+    const args = ["start", "--pgdata", cluster.folder, "--log", logFile, "--options", settings, "--no-wait"];
+    const { status, output } = await cluster.binaries.run("pg_ctl", args, cluster.folder);
+    if (status !== 0) throw new UserError(`PostgreSQL could not be started.\n${explain(output)}`);
+  }
+
+  return {
+    async ensureRunning(onStep, deadline) {
+      for (let starts = 0; Date.now() < deadline;) {
+        const connection = await cluster.readConnection();
+        const answer = await probe(connection, cluster.folder);
+        if (answer === "ours") return connection;
+        const pid = await runningPostmaster(cluster.folder);
+        if (pid === null) {
+          if (starts === START_ATTEMPTS_MAX) throw await failure(logFile);
+          if (answer === "foreign") await cluster.savePort(await freePort());
+          if (starts === 0) onStep("starting the database");
+          starts += 1;
+          await start();
+        } else if (answer === "foreign") {
+          throw new UserError(
+            `PostgreSQL (process ${pid}) runs on ${cluster.folder} but not on the port that is remembered for it.\n` +
+              `Stop it (kill -INT ${pid}) and start again.`,
+          );
+        }
+        await delay(RETRY_EVERY_MS); // starting, recovering, or shutting down
+      }
+      throw await failure(logFile);
+    },
+    async stop() {
+      for (const mode of ["fast", "immediate"]) {
+        const args = ["stop", "--pgdata", cluster.folder, "--mode", mode, "--timeout", String(STOP_TIMEOUT_S)];
+        const { status, output } = await cluster.binaries.run("pg_ctl", args, cluster.folder);
+        if (status === 0) return;
+        log.warn({ mode, output }, "PostgreSQL did not stop");
+      }
+    },
+  };
+}
+
+/** `closed`: nobody listens. `busy`: a PostgreSQL that starts or stops. `foreign`: somebody else's port by now. */
+async function probe(connection: Connection, folder: string): Promise<"ours" | "busy" | "closed" | "foreign"> {
+  const client = new Client({
+    connectionString: urlOf(connection),
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    query_timeout: CONNECT_TIMEOUT_MS,
+  });
+  client.on("error", () => undefined); // the failure is in the rejected promise below
+  try {
+    await client.connect();
+    // A copied data folder remembers the port and password of the original: look at which folder answers.
+    const { rows } = await client.query<{ folder: string }>("SELECT current_setting('data_directory') AS folder");
+    return realpathSync(rows[0]?.folder ?? "") === realpathSync(folder) ? "ours" : "foreign";
+  } catch (error) {
+    const code = errorCode(error);
+    if (code === "ECONNREFUSED") return "closed";
+    // 57P03 cannot_connect_now, 57P01/57P02 it went down just now, ECONNRESET likewise, 53300 no connection is free.
+    return code !== undefined && ["57P03", "57P01", "57P02", "53300", "ECONNRESET"].includes(code) ? "busy" : "foreign";
+  } finally {
+    await client.end().catch(() => undefined); // was never connected
+  }
+}
+
+/**
+ * The process id of this cluster's server, or null. A `postmaster.pid` that a power cut left behind is removed: the id
+ * may belong to another program by now, and PostgreSQL itself then refuses to start.
+ */
+async function runningPostmaster(folder: string): Promise<number | null> {
+  const file = join(folder, "postmaster.pid");
+  const text = await readFile(file, "utf8").catch(() => null); // none: not running
+  if (text === null) return null;
+  const pid = Number.parseInt(text, 10);
+  const info = Number.isInteger(pid) && pid > 0 ? await processInfo(pid) : null;
+  if (info && /postgres/.test(info.command) && info.command.includes(folder)) return pid;
+  await rm(file, { force: true });
+  return null;
+}
+
+async function failure(logFile: string): Promise<UserError> {
+  const text = await readFile(logFile, "utf8").catch(() => ""); // it never came so far
+  const tail = text.trim().split("\n").slice(-8).join("\n");
+  return new UserError(`PostgreSQL does not start. Its log (${logFile}) ends with:\n${explain(tail)}`);
+}

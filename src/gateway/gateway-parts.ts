@@ -1,0 +1,46 @@
+/** What the gateway is made of: everything comes in as a parameter, nothing is looked up. */
+import type { Registry } from "prom-client";
+
+import type { BlobStore } from "#blobs/blob-store.ts";
+import type { RandomBytes } from "#contract/ids.ts";
+import { SYNC_DEADLINE_MS } from "#contract/limits.ts";
+import type { Manifest } from "#contract/manifest.ts";
+import type { Clock } from "#platform/clock.ts";
+import type { Config } from "#platform/config.ts";
+import type { Database } from "#platform/database.ts";
+import type { Log } from "#platform/log.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+
+/** Whether a model answers at once: no worker, one that is loading, at least one that is ready. */
+export type PoolState = "cold" | "warming" | "warm";
+
+/** Told by whoever runs the fleet; a model that is not in the record is cold. */
+export interface PoolStates {
+  poolStates(): Promise<Readonly<Record<string, PoolState>>>;
+}
+
+/** How long things may take; tests shorten them. */
+export interface Bounds {
+  /** A synchronous call that waited this long is cancelled and refunded. */
+  readonly syncDeadlineMs: number;
+  /** How long a stopping gateway lets its waiting calls finish before it cancels and refunds them. */
+  readonly drainMs: number;
+}
+
+export const DEFAULT_BOUNDS: Bounds = { syncDeadlineMs: SYNC_DEADLINE_MS, drainMs: 5_000 };
+
+export interface GatewayOptions {
+  readonly config: Pick<Config, "AUTH" | "PUBLIC_URL" | "DEFAULT_MODEL" | "OPERATOR_TOKEN">;
+  readonly db: Database;
+  readonly queues: QueueSystem;
+  readonly blobs: BlobStore;
+  /** At least one; see loadManifests. */
+  readonly bundles: readonly Manifest[];
+  readonly pools: PoolStates;
+  readonly clock: Clock;
+  readonly random: RandomBytes;
+  readonly log: Log;
+  /** Where the gateway's metrics go, and what `/metrics` shows. */
+  readonly registry: Registry;
+  readonly bounds?: Bounds;
+}

@@ -1,0 +1,159 @@
+/**
+ * Every error leaves as `{detail, error: {code, message, request_id}}`. The published client reads `detail` alone.
+ * What we did not expect is logged whole and answered without a word of its insides.
+ */
+import { STATUS_CODES } from "node:http";
+import type { Socket } from "node:net";
+
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import { Type } from "typebox";
+
+import { ApiError } from "#contract/errors.ts";
+import { newRequestId, type RandomBytes } from "#contract/ids.ts";
+import type { Log } from "#platform/log.ts";
+
+import { bodyTooLarge } from "../input/multipart.ts";
+import { REQUEST_ID_HEADER, setRequestId } from "./request-id.ts";
+
+export const ErrorBody = Type.Object(
+  {
+    detail: Type.Union([Type.String(), Type.Record(Type.String(), Type.Unknown())], {
+      description: "What was wrong and what was expected; an object with the amounts on 402.",
+    }),
+    error: Type.Object({
+      code: Type.String({ description: "Stable, for programs." }),
+      message: Type.String(),
+      request_id: Type.String(),
+    }),
+  },
+  { description: "Error" },
+);
+
+function errorBody(error: ApiError, requestId: string): object {
+  return {
+    detail: error.detail ?? error.message,
+    error: { code: error.code, message: error.message, request_id: requestId },
+  };
+}
+
+export function addErrors(app: FastifyInstance): void {
+  const methods = createMethodTable(app);
+
+  app.setErrorHandler((error, request, reply) => answerError(error, request, reply));
+
+  app.setNotFoundHandler((request, reply) => {
+    const path = request.url.split("?", 1)[0] ?? "";
+    const allowed = methods.of(path);
+    if (allowed.length === 0) {
+      return answerError(new ApiError("not_found", `no route ${request.method} ${path}; see /docs`), request, reply);
+    }
+    const allow = allowed.join(", ");
+    return answerError(
+      new ApiError("method_not_allowed", `${path}: expected ${allow}, got ${request.method}`, {
+        headers: { Allow: allow },
+      }),
+      request,
+      reply,
+    );
+  });
+}
+
+export function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  const known = toApiError(error);
+  if (known.status >= 500) {
+    request.log.error({ err: error, request_id: request.id, code: known.code }, "request failed");
+  }
+  // A route may have described its success already.
+  for (const name of ["content-length", "content-type", "etag", "cache-control"]) reply.removeHeader(name);
+  return reply.code(known.status).headers(known.headers).type("application/json").send(errorBody(known, request.id));
+}
+
+/** For errors that Fastify meets before any hook ran (a URL that cannot be decoded). */
+export function answerFrameworkError(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
+  setRequestId(request, reply);
+  answerError(new ApiError("invalid_request", "the URL is not valid", { cause: error }), request, reply);
+}
+
+/** For bytes that are no HTTP request at all; there is neither request nor reply then. */
+export function createClientErrorAnswer(random: RandomBytes, log: Log) {
+  return (cause: Error & { code?: string }, socket: Socket): void => {
+    if (cause.code === "ECONNRESET" || !socket.writable) {
+      socket.destroy();
+      return;
+    }
+    const [status, message] =
+      cause.code === "HPE_HEADER_OVERFLOW"
+        ? [431, "expected at most 16 kB of headers"]
+        : cause.code === "ERR_HTTP_REQUEST_TIMEOUT"
+          ? [408, "the request did not arrive in time"]
+          : [400, "expected an HTTP/1.1 request"];
+    const requestId = newRequestId(random);
+    log.info({ err: cause, request_id: requestId, status }, "not an HTTP request");
+    const body = JSON.stringify(errorBody(new ApiError("invalid_request", message), requestId));
+    socket.end(
+      `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\n${REQUEST_ID_HEADER}: ${requestId}\r\n` +
+        `Content-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+    );
+  };
+}
+
+function toApiError(error: unknown): ApiError {
+  if (error instanceof ApiError) return error;
+  if (isFastifyError(error)) {
+    if (error.validation) return invalidField(error);
+    switch (error.statusCode) {
+      case 413:
+        return bodyTooLarge();
+      case 415:
+        return new ApiError("unsupported_media_type", "this route does not take that Content-Type; see /docs", {
+          cause: error,
+        });
+      default:
+        if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
+          return new ApiError("invalid_request", error.message, { cause: error });
+        }
+    }
+  }
+  if (isDatabaseAway(error)) {
+    return new ApiError("ledger_unavailable", "the ledger cannot be reached; nothing was charged, try again", {
+      cause: error,
+    });
+  }
+  return new ApiError("internal", "something went wrong on our side; it is logged under the request id", {
+    cause: error,
+  });
+}
+
+function isFastifyError(error: unknown): error is FastifyError {
+  return error instanceof Error && "statusCode" in error && "code" in error;
+}
+
+/** From Ajv's first complaint: the field, what it takes, what came. */
+function invalidField(error: FastifyError): ApiError {
+  const problem = error.validation?.[0];
+  const where = error.validationContext ?? "request";
+  const field = problem ? `${where}${problem.instancePath.replaceAll("/", ".")}` : where;
+  const got = problem && "data" in problem ? `, got ${JSON.stringify(problem.data)?.slice(0, 60)}` : "";
+  return new ApiError("invalid_input", `${field}: ${problem?.message ?? error.message}${got}`, { cause: error });
+}
+
+/** Connection refused, reset or timed out; class 08 is PostgreSQL's own, 57P0x a server that shuts down or starts. */
+function isDatabaseAway(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  if (/timeout exceeded when trying to connect|Connection terminated/.test(error.message)) return true;
+  const code = "code" in error ? String(error.code) : "";
+  return ["ECONNREFUSED", "ECONNRESET", "ENOENT", "57P01", "57P02", "57P03", "53300"].includes(code) || /^08/.test(code);
+}
+
+/** Which methods a path takes, so that a wrong one gets a 405 that says so. */
+function createMethodTable(app: FastifyInstance): { of(path: string): string[] } {
+  const routes: { method: string; pattern: RegExp }[] = [];
+  app.addHook("onRoute", ({ method, url }) => {
+    const pattern = new RegExp(`^${url.replaceAll(/:[^/]+/g, "[^/]+").replaceAll("*", ".*")}$`);
+    for (const one of [method].flat()) routes.push({ method: one, pattern });
+  });
+  return {
+    of: (path) => [...new Set(routes.filter(({ pattern }) => pattern.test(path)).map(({ method }) => method))].sort(),
+  };
+}
+

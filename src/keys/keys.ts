@@ -1,0 +1,246 @@
+/** API keys: several may share a customer and so a balance. Of a key only the hash is stored. */
+import { ApiError } from "#contract/errors.ts";
+import {
+  type CustomerId,
+  type KeyId,
+  LOCAL_CUSTOMER,
+  LOCAL_KEY,
+  newCustomerId,
+  newKeyId,
+  type RandomBytes,
+} from "#contract/ids.ts";
+import { type Mils, mils } from "#contract/mils.ts";
+import { balanceOf, credit } from "#ledger/ledger.ts";
+import type { Clock } from "#platform/clock.ts";
+import type { Database, Sql } from "#platform/database.ts";
+
+import { mintToken, readToken } from "./token.ts";
+
+/** Who sends a request, and what the gateway needs to know before it reads the body. */
+export interface KeyIdentity {
+  readonly key_id: KeyId;
+  readonly customer_id: CustomerId;
+  readonly balance_mils: Mils;
+  /** Null: the default limit. */
+  readonly rate_per_s: number | null;
+  readonly burst: number | null;
+  readonly price_mils_per_frame: number;
+}
+
+export interface NewKey {
+  /** `cus_…` or an e-mail address; created when there is none of that name. */
+  readonly customer: string;
+  readonly label?: string;
+  readonly expires_at?: Date;
+  readonly initial_credits?: Mils;
+  readonly rate_per_s?: number;
+  readonly burst?: number;
+}
+
+export interface CreatedKey {
+  /** The secret: this is the only time it exists outside its owner's hands. */
+  readonly api_key: string;
+  readonly key_id: KeyId;
+  readonly customer_id: CustomerId;
+  readonly prefix: string;
+  readonly balance_mils: Mils;
+  readonly created_customer: boolean;
+}
+
+export function createKey(db: Database, key: NewKey, random: RandomBytes): Promise<CreatedKey> {
+  const { token, hash, prefix } = mintToken(random);
+  const keyId = newKeyId(random);
+  return db.transaction(async (tx) => {
+    const customer = await ensureCustomer(tx, key.customer, random);
+    await tx.query(
+      `INSERT INTO api_keys (id, customer_id, key_hash, prefix, label, expires_at, rate_per_s, burst)
+       VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+      [
+        keyId,
+        customer.id,
+        hash,
+        prefix,
+        key.label ?? null,
+        key.expires_at ?? null,
+        key.rate_per_s ?? null,
+        key.burst ?? null,
+      ],
+    );
+    if (key.initial_credits !== undefined && key.initial_credits > 0n) {
+      await credit(tx, {
+        customer_id: customer.id,
+        amount: key.initial_credits,
+        reference: `initial_${keyId}`,
+        detail: "initial credit",
+      });
+    }
+    return {
+      api_key: token,
+      key_id: keyId,
+      customer_id: customer.id,
+      prefix,
+      balance_mils: await balanceOf(tx, customer.id),
+      created_customer: customer.created,
+    };
+  });
+}
+
+const CUSTOMER_ID = /^cus_[a-z0-9_]{1,60}$/;
+const EMAIL = /^[^\s@]{1,64}@[^\s@]{1,190}$/;
+
+async function ensureCustomer(
+  tx: Sql,
+  customer: string,
+  random: RandomBytes,
+): Promise<{ id: CustomerId; created: boolean }> {
+  const email = EMAIL.test(customer) ? customer.toLowerCase() : null;
+  if (email === null && !CUSTOMER_ID.test(customer)) {
+    throw new ApiError(
+      "invalid_request",
+      `expected a customer id (cus_…) or an e-mail address, got ${JSON.stringify(customer)}`,
+    );
+  }
+  const id = email === null ? (customer as CustomerId) : newCustomerId(random); // the pattern was checked above
+  const [created] = await tx.query(
+    `INSERT INTO customers (id, email) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING id`,
+    [id, email],
+  );
+  if (created) {
+    await tx.query(`INSERT INTO accounts (customer_id, account) VALUES ($1, 'balance'), ($1, 'debt')`, [id]);
+    return { id, created: true };
+  }
+  const [found] = await tx.query<{ id: CustomerId }>(`SELECT id FROM customers WHERE id = $1 OR email = $2`, [
+    id,
+    email,
+  ]);
+  if (!found) throw new Error(`customer ${customer} neither created nor found`);
+  return { id: found.id, created: false };
+}
+
+const IDENTITY = `
+  SELECT k.id AS key_id, k.customer_id, k.rate_per_s, k.burst, k.revoked_at, k.expires_at, a.balance_mils,
+         price_in_force(k.customer_id, now()) AS price_mils_per_frame
+    FROM api_keys k JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'`;
+
+type IdentityRow = KeyIdentity & { readonly revoked_at: Date | null; readonly expires_at: Date | null };
+
+/**
+ * Who holds the bearer token; null when the request has none. Throws ApiError with one of missing_key, malformed_key
+ * (told without the database), unknown_key, revoked_key, expired_key. A key that is revoked afterwards is caught by
+ * the debit (rollouts/accept.ts).
+ */
+export async function authenticate(sql: Sql, bearer: string | null, clock: Clock): Promise<KeyIdentity> {
+  if (bearer === null) throw new ApiError("missing_key", "expected an API key: Authorization: Bearer dre_…");
+  const read = readToken(bearer);
+  if (!read.ok) throw new ApiError("malformed_key", `the API key ${read.problem}`);
+  const [row] = await sql.query<IdentityRow>(`${IDENTITY} WHERE k.key_hash = $1`, [read.hash]);
+  if (!row) throw unusableKey("unknown_key");
+  if (row.revoked_at !== null) throw unusableKey("revoked_key");
+  if (row.expires_at !== null && row.expires_at.getTime() <= clock.now()) throw unusableKey("expired_key");
+  return identityOf(row);
+}
+
+const UNUSABLE = {
+  unknown_key: "this API key is not known here",
+  revoked_key: "this API key has been revoked",
+  expired_key: "this API key has expired",
+} as const;
+
+export const unusableKey = (code: keyof typeof UNUSABLE): ApiError => new ApiError(code, UNUSABLE[code]);
+
+function identityOf({ revoked_at: _revokedAt, expires_at: _expiresAt, ...identity }: IdentityRow): KeyIdentity {
+  return identity;
+}
+
+export interface ListedKey {
+  readonly key_id: KeyId;
+  readonly customer_id: CustomerId;
+  readonly email: string | null;
+  readonly prefix: string;
+  readonly label: string | null;
+  readonly rate_per_s: number | null;
+  readonly burst: number | null;
+  readonly created_at: Date;
+  readonly expires_at: Date | null;
+  readonly revoked_at: Date | null;
+  readonly balance_mils: Mils;
+}
+
+/** Keys of one customer (id or e-mail address), or all; oldest first. */
+export function listKeys(sql: Sql, customer?: string): Promise<ListedKey[]> {
+  return sql.query<ListedKey>(
+    `SELECT k.id AS key_id, k.customer_id, c.email, k.prefix, k.label, k.rate_per_s, k.burst,
+            k.created_at, k.expires_at, k.revoked_at, a.balance_mils
+       FROM api_keys k
+       JOIN customers c ON c.id = k.customer_id
+       JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'
+      WHERE $1::text IS NULL OR c.id = $1 OR c.email = lower($1)
+      ORDER BY k.created_at, k.id`,
+    [customer ?? null],
+  );
+}
+
+/**
+ * From the moment this resolves no debit commits for that key: a debit holds the key's row FOR SHARE, so this waits
+ * for those that are under way, and those that come later see the revocation. Revoking again changes nothing.
+ */
+export async function revokeKey(
+  sql: Sql,
+  keyIdOrPrefix: string,
+): Promise<{ key_id: KeyId; customer_id: CustomerId; prefix: string; revoked_at: Date }> {
+  const matches = await sql.query<{ id: KeyId }>(`SELECT id FROM api_keys WHERE id = $1 OR prefix = $1`, [
+    keyIdOrPrefix,
+  ]);
+  const [match, ...others] = matches;
+  if (!match) throw new ApiError("not_found", `there is no key ${keyIdOrPrefix}`);
+  if (others.length > 0) {
+    throw new ApiError("invalid_request", `${matches.length} keys start with ${keyIdOrPrefix}: name one by its key id`);
+  }
+  const [revoked] = await sql.query<{ key_id: KeyId; customer_id: CustomerId; prefix: string; revoked_at: Date }>(
+    `UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1
+     RETURNING id AS key_id, customer_id, prefix, revoked_at`,
+    [match.id],
+  );
+  if (!revoked) throw new Error(`key ${match.id} vanished`); // keys are never deleted
+  return revoked;
+}
+
+/** Sets the key's own limit; null goes back to the default. */
+export async function limitKey(
+  sql: Sql,
+  keyId: string,
+  limit: { rate_per_s: number | null; burst: number | null },
+): Promise<void> {
+  const [row] = await sql.query(`UPDATE api_keys SET rate_per_s = $2, burst = $3 WHERE id = $1 RETURNING id`, [
+    keyId,
+    limit.rate_per_s,
+    limit.burst,
+  ]);
+  if (!row) throw new ApiError("not_found", `there is no key ${keyId}`);
+}
+
+/** What the local customer may spend with AUTH=off: $1,000, so that the ledger works as it does anywhere else. */
+const LOCAL_CREDIT = mils(10_000_000);
+
+/** The built-in customer and key of a server that runs with AUTH=off; made on first use. */
+export async function localKey(db: Database, random: RandomBytes): Promise<KeyIdentity> {
+  await db.transaction(async (tx) => {
+    const { created } = await ensureCustomer(tx, LOCAL_CUSTOMER, random);
+    if (!created) return;
+    // Nobody holds the token behind this hash, so the local key cannot be used with AUTH=on.
+    const { hash, prefix } = mintToken(random);
+    await tx.query(
+      `INSERT INTO api_keys (id, customer_id, key_hash, prefix, label) VALUES ($1, $2, $3, $4, 'local')`,
+      [LOCAL_KEY, LOCAL_CUSTOMER, hash, prefix],
+    );
+    await credit(tx, {
+      customer_id: LOCAL_CUSTOMER,
+      amount: LOCAL_CREDIT,
+      reference: "local_credit",
+      detail: "local credit",
+    });
+  });
+  const [row] = await db.query<IdentityRow>(`${IDENTITY} WHERE k.id = $1`, [LOCAL_KEY]);
+  if (!row) throw new Error(`no key ${LOCAL_KEY} after creating it`);
+  return identityOf(row);
+}

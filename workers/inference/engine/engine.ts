@@ -1,0 +1,203 @@
+/**
+ * The engine as the main thread sees it: one worker thread, requests in, frames out. A thread inside a graph cannot
+ * be interrupted (ending it there aborts the process), so everything here is cooperative: cancelling and stopping
+ * take effect between two runs, and a run that never ends is reported as a fault that only the end of the process
+ * repairs.
+ */
+import { Worker } from "node:worker_threads";
+
+import type { Manifest } from "#contract/manifest.ts";
+import type { Log } from "#platform/log.ts";
+
+import { createCounters, type EngineStats } from "./counters.ts";
+import type { EngineEvent, EngineRequest } from "./loop.ts";
+import type { FromThread, ThreadData, ToThread } from "./messages.ts";
+
+/** Loading and warming: a bundle that takes longer than this will not come up. */
+const LOAD_TIMEOUT_MS = 300_000;
+/** How long a stop waits for the run in progress. */
+const STOP_TIMEOUT_MS = 5_000;
+/** The watchdog looks this often within its timeout. */
+const LOOKS_PER_TIMEOUT = 8;
+
+export type FaultCode = "engine_failed" | "engine_timeout";
+
+/** The engine is beyond use: a graph threw, its thread ended, or a run did not. The process has to be replaced. */
+export class EngineFault extends Error {
+  override readonly name = "EngineFault";
+  readonly code: FaultCode;
+
+  constructor(code: FaultCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+export interface EngineOptions {
+  readonly bundleDir: string;
+  readonly manifest: Manifest;
+  readonly providers: readonly string[];
+  /** With work in hand, one run of one graph must end within this. */
+  readonly runTimeoutMs: number;
+  readonly log: Log;
+}
+
+export type EngineResult =
+  | { readonly kind: "finished"; readonly engineWallMs: number }
+  | { readonly kind: "cancelled" };
+
+/** `frames` (whole frames of one candidate, in order) is the receiver's to keep. */
+export type OnFrames = (candidate: number, frames: Uint8Array) => void;
+
+export interface Submission {
+  /** Rejects with EngineFault. */
+  readonly done: Promise<EngineResult>;
+  /** `done` resolves as cancelled at the next step, unless it finishes before. */
+  cancel(): void;
+}
+
+export interface Engine {
+  submit(request: EngineRequest, onFrames: OnFrames): Submission;
+  readonly stats: EngineStats;
+  /** Resolves, once, when the engine is beyond use. */
+  readonly failed: Promise<EngineFault>;
+  /** Ends the thread between two runs. False when it did not end in time: only SIGKILL of the process is safe then. */
+  stop(): Promise<boolean>;
+}
+
+interface InHand {
+  readonly onFrames: OnFrames;
+  readonly resolve: (result: EngineResult) => void;
+  readonly reject: (fault: EngineFault) => void;
+}
+
+/** Resolves when the bundle is loaded, checked and warm; rejects with what is wrong with it. */
+export async function startEngine(options: EngineOptions): Promise<Engine> {
+  const { bundleDir, manifest, providers, runTimeoutMs, log } = options;
+  const pulse = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT));
+  const thread = new Worker(new URL("./thread.ts", import.meta.url), {
+    name: "engine",
+    workerData: { bundleDir, manifest, providers, pulse } satisfies ThreadData,
+  });
+  const exited = new Promise<void>((resolve) => thread.once("exit", () => resolve()));
+  await untilReady(thread);
+
+  const inHand = new Map<string, InHand>();
+  const state = { stats: createCounters() as EngineStats, stopping: false, fault: null as EngineFault | null };
+  const failed = Promise.withResolvers<EngineFault>();
+
+  function fail(fault: EngineFault): void {
+    if (state.fault || state.stopping) return;
+    log.error({ err: fault, requests: inHand.size }, "engine fault");
+    state.fault = fault;
+    clearInterval(watchdog);
+    for (const { reject } of inHand.values()) reject(fault);
+    inHand.clear();
+    failed.resolve(fault);
+  }
+
+  function onEvent(event: EngineEvent): void {
+    const request = inHand.get(event.id);
+    if (!request) return; // rejected by a fault before this arrived
+    if (event.type === "frames") {
+      request.onFrames(event.candidate, event.frames);
+      return;
+    }
+    inHand.delete(event.id);
+    request.resolve(
+      event.type === "finished" ? { kind: "finished", engineWallMs: event.engineWallMs } : { kind: "cancelled" },
+    );
+  }
+
+  thread.on("message", (message: FromThread) => {
+    state.stats = message.stats;
+    if (message.type === "event") onEvent(message.event);
+  });
+  thread.on("error", (error) =>
+    fail(new EngineFault("engine_failed", `the engine failed: ${messageOf(error)}`, { cause: error })),
+  );
+  thread.once("exit", (code) => fail(new EngineFault("engine_failed", `the engine thread ended with code ${code}`)));
+
+  const watch = createHangWatch(runTimeoutMs, () => Atomics.load(pulse, 0));
+  const watchdog = setInterval(() => {
+    if (watch.isHanging(inHand.size > 0, performance.now())) {
+      fail(new EngineFault("engine_timeout", `no forward ended within ${runTimeoutMs} ms`));
+    }
+  }, runTimeoutMs / LOOKS_PER_TIMEOUT);
+
+  // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a worker thread has no origin
+  const post = (message: ToThread): void => thread.postMessage(message);
+
+  return {
+    get stats() {
+      return state.stats;
+    },
+    failed: failed.promise,
+
+    submit(request, onFrames) {
+      const { promise, resolve, reject } = Promise.withResolvers<EngineResult>();
+      if (state.fault) reject(state.fault);
+      else {
+        inHand.set(request.id, { onFrames, resolve, reject });
+        post({ type: "submit", request });
+      }
+      return { done: promise, cancel: () => post({ type: "cancel", id: request.id }) };
+    },
+
+    async stop() {
+      state.stopping = true;
+      clearInterval(watchdog);
+      post({ type: "stop" });
+      return within(exited, STOP_TIMEOUT_MS);
+    },
+  };
+}
+
+/** Tells a run that does not end from an engine that has nothing to do. */
+export function createHangWatch(timeoutMs: number, readPulse: () => number) {
+  let pulse = readPulse();
+  let aliveAt: number | null = null;
+  return {
+    /** To be asked regularly, with whether there is work and the time in ms. */
+    isHanging(hasWork: boolean, now: number): boolean {
+      const latest = readPulse();
+      if (!hasWork || aliveAt === null || latest !== pulse) aliveAt = now;
+      pulse = latest;
+      return now - aliveAt >= timeoutMs;
+    },
+  };
+}
+
+/** The thread's first message says that it is ready; an error or an end before it is why it never will be. */
+async function untilReady(thread: Worker): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const onExit = (code: number) => reject(new Error(`the engine thread ended with code ${code} while loading`));
+  const timer = setTimeout(
+    () => reject(new Error(`the engine did not load in ${LOAD_TIMEOUT_MS} ms`)),
+    LOAD_TIMEOUT_MS,
+  );
+  thread.once("message", resolve);
+  thread.once("error", reject);
+  thread.once("exit", onExit);
+  try {
+    await promise;
+  } finally {
+    clearTimeout(timer);
+    thread.off("error", reject);
+    thread.off("exit", onExit);
+  }
+}
+
+async function within(settled: Promise<void>, timeoutMs: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const timeout = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), timeoutMs);
+  });
+  try {
+    return await Promise.race([settled.then(() => true), timeout]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

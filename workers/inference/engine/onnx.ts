@@ -1,0 +1,96 @@
+/** A bundle's graphs on ONNX Runtime. `run()` blocks the thread it is called on: this belongs in the engine thread. */
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+
+import * as ort from "onnxruntime-node";
+
+import { GRAPH_NAMES, type GraphName, type Manifest } from "#contract/manifest.ts";
+
+import { BundleMismatch, type Graphs, type GraphSignature, type TensorSpec } from "./graphs.ts";
+import { float32, int64, type Tensor, type Tensors, uint8 } from "./tensor.ts";
+
+export interface OnnxOptions {
+  readonly bundleDir: string;
+  readonly manifest: Manifest;
+  /** Execution providers in order of preference: cpu, cuda, tensorrt. */
+  readonly providers: readonly string[];
+}
+
+/** Loads every graph of the bundle. Throws BundleMismatch when a file is not the one that the manifest names. */
+export async function openOnnxGraphs({ bundleDir, manifest, providers }: OnnxOptions): Promise<Graphs> {
+  const sessions = new Map<GraphName, ort.InferenceSession>();
+  for (const graph of GRAPH_NAMES) {
+    const entry = manifest.graphs[graph];
+    if (!entry) continue;
+    const path = join(bundleDir, entry.file);
+    const bytes = await readFile(path);
+    const sha256 = createHash("sha256").update(bytes).digest("hex");
+    if (sha256 !== entry.sha256) {
+      throw new BundleMismatch(`${path} has SHA-256 ${sha256}, the manifest says ${entry.sha256}`);
+    }
+    sessions.set(graph, await openSession(path, bytes, providers));
+  }
+
+  const signatures: Partial<Record<GraphName, GraphSignature>> = {};
+  for (const [graph, session] of sessions) {
+    signatures[graph] = {
+      inputs: session.inputMetadata.map(specOf),
+      outputs: session.outputMetadata.map(specOf),
+    };
+  }
+
+  return {
+    signatures,
+    async run(graph, inputs) {
+      const session = sessions.get(graph);
+      if (!session) throw new Error(`the bundle has no graph ${graph}`);
+      const feeds = Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, toOrt(tensor)]));
+      return Object.fromEntries(
+        Object.entries(await session.run(feeds)).map(([name, tensor]) => [name, fromOrt(graph, name, tensor)]),
+      ) satisfies Tensors;
+    },
+    async release() {
+      for (const session of sessions.values()) await session.release();
+      sessions.clear();
+    },
+  };
+}
+
+async function openSession(path: string, bytes: Buffer, providers: readonly string[]): Promise<ort.InferenceSession> {
+  try {
+    return await ort.InferenceSession.create(bytes, {
+      executionProviders: [...providers],
+      executionMode: "sequential",
+      // The main thread renews locks and feeds ffmpeg on the other cores; more threads here starve it, and small
+      // graphs are no faster with them.
+      intraOpNumThreads: 1,
+      interOpNumThreads: 1,
+      logSeverityLevel: 3, // errors: constant-folding warnings of an exporter are no news to an operator
+    });
+  } catch (error) {
+    throw new BundleMismatch(`${path} cannot be loaded on ${providers.join(", ")}`, { cause: error });
+  }
+}
+
+function specOf(metadata: ort.InferenceSession.ValueMetadata): TensorSpec {
+  if (!metadata.isTensor) throw new BundleMismatch(`${metadata.name} is not a tensor`);
+  return {
+    name: metadata.name,
+    type: metadata.type,
+    dims: metadata.shape.map((dim) => (typeof dim === "number" ? dim : null)),
+  };
+}
+
+function toOrt({ type, data, dims }: Tensor): ort.Tensor {
+  if (type === "float32") return new ort.Tensor(type, data, dims);
+  if (type === "uint8") return new ort.Tensor(type, data, dims);
+  return new ort.Tensor(type, data, dims);
+}
+
+function fromOrt(graph: GraphName, name: string, { data, dims }: ort.Tensor): Tensor {
+  if (data instanceof Float32Array) return float32(dims, data);
+  if (data instanceof Uint8Array) return uint8(dims, data);
+  if (data instanceof BigInt64Array) return int64(dims, data);
+  throw new BundleMismatch(`${graph} gives ${name} in a type the engine does not know (float32, uint8, int64)`);
+}

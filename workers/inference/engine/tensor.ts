@@ -1,0 +1,86 @@
+/**
+ * Tensors as plain data. A *row* is one sample's tensor, without a batch axis; a *batch* is rows stacked along a new
+ * axis 0. Rows are never written to once made, which lets `Stacker` recognise a batch it has built before.
+ */
+import { strict as assert } from "node:assert";
+
+export type Tensor =
+  | { readonly type: "float32"; readonly dims: readonly number[]; readonly data: Float32Array }
+  | { readonly type: "uint8"; readonly dims: readonly number[]; readonly data: Uint8Array }
+  | { readonly type: "int64"; readonly dims: readonly number[]; readonly data: BigInt64Array };
+
+/** Tensors by the names that docs/model-bundle.md gives them. */
+export type Tensors = Readonly<Record<string, Tensor>>;
+
+export const float32 = (dims: readonly number[], data: Float32Array) => ({ type: "float32", dims, data }) as const;
+export const uint8 = (dims: readonly number[], data: Uint8Array) => ({ type: "uint8", dims, data }) as const;
+export const int64 = (dims: readonly number[], data: BigInt64Array) => ({ type: "int64", dims, data }) as const;
+
+export const sizeOf = (dims: readonly number[]): number => dims.reduce((product, dim) => product * dim, 1);
+
+const ZEROS = {
+  float32: (dims: readonly number[]) => float32(dims, new Float32Array(sizeOf(dims))),
+  uint8: (dims: readonly number[]) => uint8(dims, new Uint8Array(sizeOf(dims))),
+  int64: (dims: readonly number[]) => int64(dims, new BigInt64Array(sizeOf(dims))),
+} satisfies Record<Tensor["type"], (dims: readonly number[]) => Tensor>;
+
+export const zeros = (type: Tensor["type"], dims: readonly number[]): Tensor => ZEROS[type](dims);
+
+/** Row `index` of a batch, as a view. */
+export function rowOf(batch: Tensor, index: number): Tensor {
+  const [count = 0, ...dims] = batch.dims;
+  assert(index < count, `row ${index} of a batch of ${count}`);
+  const size = sizeOf(dims);
+  const [start, end] = [index * size, (index + 1) * size];
+  if (batch.type === "float32") return float32(dims, batch.data.subarray(start, end));
+  if (batch.type === "uint8") return uint8(dims, batch.data.subarray(start, end));
+  return int64(dims, batch.data.subarray(start, end));
+}
+
+/** Row `index` of every tensor of a batch. */
+export function rowsOf(batch: Tensors, index: number): Tensors {
+  return Object.fromEntries(Object.entries(batch).map(([name, tensor]) => [name, rowOf(tensor, index)]));
+}
+
+/** The numbers of a float32 tensor; a graph that answers in another type was refused when the bundle was loaded. */
+export function floatsOf(tensor: Tensor): Float32Array {
+  assert(tensor.type === "float32");
+  return tensor.data;
+}
+
+export function bytesOf(tensor: Tensor): Uint8Array {
+  assert(tensor.type === "uint8");
+  return tensor.data;
+}
+
+/** Stacks rows under a name into a batch that is valid until the same name is stacked again. */
+export type Stacker = (name: string, rows: readonly Tensor[]) => Tensor;
+
+/**
+ * A stacker keeps one buffer for each name and batch size. When the rows are the very ones of last time (the text of
+ * an unchanged batch at the next step) nothing is copied.
+ */
+export function createStacker(): Stacker {
+  const built = new Map<string, { rows: readonly Tensor[]; batch: Tensor }>();
+  return (name, rows) => {
+    const first = rows[0];
+    assert(first, `nothing to stack as ${name}`);
+    const key = `${name} ${rows.length}`;
+    const last = built.get(key);
+    if (last && rows.every((row, i) => row === last.rows[i])) return last.batch;
+
+    const dims = [rows.length, ...first.dims];
+    const batch = last && sameDims(last.batch.dims, dims) ? last.batch : zeros(first.type, dims);
+    const target = new Uint8Array(batch.data.buffer, batch.data.byteOffset, batch.data.byteLength);
+    for (const [i, row] of rows.entries()) {
+      assert(sameDims(row.dims, first.dims) && row.type === first.type, `rows of ${name} differ in shape`);
+      target.set(new Uint8Array(row.data.buffer, row.data.byteOffset, row.data.byteLength), i * row.data.byteLength);
+    }
+    built.set(key, { rows, batch });
+    return batch;
+  };
+}
+
+export function sameDims(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((dim, i) => dim === b[i]);
+}

@@ -1,0 +1,49 @@
+/**
+ * Entry of the engine thread: loads and warms the bundle, then loops until told to stop. An error, also one of a
+ * graph, ends the thread; the main thread sees it as the thread's `error` event and decides.
+ */
+import { strict as assert } from "node:assert";
+import { parentPort, workerData } from "node:worker_threads";
+
+import { createCounters } from "./counters.ts";
+import { checkBundle, warmUp } from "./graphs.ts";
+import { createLoop } from "./loop.ts";
+import type { FromThread, ThreadData, ToThread } from "./messages.ts";
+import { openOnnxGraphs } from "./onnx.ts";
+
+assert(parentPort, "this is the entry of a worker thread");
+const port = parentPort;
+const { bundleDir, manifest, providers, pulse } = workerData as ThreadData; // engine.ts starts this thread, with these
+
+const graphs = await openOnnxGraphs({ bundleDir, manifest, providers });
+checkBundle(manifest, graphs);
+await warmUp(manifest, graphs);
+
+const counters = createCounters();
+const loop = await createLoop({
+  manifest,
+  graphs,
+  counters,
+  emit(event) {
+    const message: FromThread = { type: "event", event, stats: counters };
+    port.postMessage(message, event.type === "frames" ? [event.frames.buffer as ArrayBuffer] : []); // never shared memory
+  },
+  onRun: () => Atomics.add(pulse, 0, 1),
+  now: () => performance.now(),
+});
+
+port.on("message", (message: ToThread) => {
+  switch (message.type) {
+    case "submit":
+      return loop.submit(message.request);
+    case "cancel":
+      return loop.cancel(message.id);
+    case "stop":
+      return loop.stop();
+  }
+});
+port.postMessage({ type: "ready", stats: counters } satisfies FromThread);
+
+await loop.run();
+await graphs.release();
+port.close(); // nothing keeps the thread now: it ends by itself, outside any run

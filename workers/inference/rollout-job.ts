@@ -1,0 +1,129 @@
+/** One attempt at one rollout: inputs → engine → videos → result. Says how it ended; tells nobody. */
+import { mkdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+
+import type { BlobStore } from "#blobs/blob-store.ts";
+import { jobIdOf, type RolloutId } from "#contract/ids.ts";
+import { blobKeys, type Outcome, type PredictJob, type RolloutResult } from "#contract/jobs.ts";
+import type { Manifest } from "#contract/manifest.ts";
+
+import type { Engine } from "./engine/engine.ts";
+import { fetchInputs, type RolloutInputs } from "./inputs.ts";
+import type { Slots } from "./slots.ts";
+import { startEncoding, type VideoEncoding } from "./video/encode.ts";
+
+export interface RolloutJobParts {
+  readonly manifest: Manifest;
+  readonly blobs: BlobStore;
+  readonly engine: Engine;
+  readonly ffmpegPath: string;
+  readonly encoderSlots: Slots;
+  /** Local folder for videos in the making. */
+  readonly workDir: string;
+}
+
+/** Why an attempt was told to end; the `reason` of its AbortSignal. */
+export type EndReason = "cancelled" | "expired";
+
+export interface Attempt {
+  readonly job: PredictJob;
+  readonly alone: boolean;
+  readonly signal: AbortSignal;
+  /** Called with the frames generated so far, of all candidates together. */
+  readonly onProgress: (frames: number) => void;
+}
+
+/** Throws BadInput, EngineFault, VideoError, or what the blob store threw. */
+export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): Promise<Outcome> {
+  const { job, signal } = attempt;
+  const { blobs } = parts;
+  const startedAt = performance.now();
+  const workDir = join(parts.workDir, jobIdOf(job.rollout_id as RolloutId, job.attempt)); // the schema checked the id
+  await mkdir(workDir, { recursive: true });
+  const videos: VideoEncoding[] = [];
+  try {
+    const inputs = await fetchInputs(blobs, job, parts.manifest);
+    const fetchedAt = performance.now();
+    if (signal.aborted) return outcomeOf(signal);
+
+    const files = inputs.actions.map((_, candidate) => join(workDir, `${candidate}.mp4`));
+    const engineWallMs = await dream(attempt, parts, inputs, files, videos);
+    if (engineWallMs === null) return outcomeOf(signal);
+    const dreamtAt = performance.now();
+
+    const videoKeys: string[] = [];
+    for (const [candidate, file] of files.entries()) {
+      await videos[candidate]?.finish();
+      const key = blobKeys.video(job.rollout_id, job.attempt, candidate);
+      await blobs.putFile(key, file);
+      videoKeys.push(key);
+    }
+    const finishedAt = performance.now();
+    const result: RolloutResult = {
+      video_keys: videoKeys,
+      frames: job.k * (job.actions_per_candidate + 1),
+      timings: {
+        engine_wall_ms: Math.round(engineWallMs),
+        fetch_ms: Math.round(fetchedAt - startedAt),
+        encode_ms: Math.round(finishedAt - dreamtAt),
+        total_ms: Math.round(finishedAt - startedAt),
+      },
+    };
+    await blobs.put(blobKeys.result(job.rollout_id, job.attempt), Buffer.from(JSON.stringify(result)));
+    return { kind: "succeeded", result };
+  } finally {
+    await Promise.all(videos.map((video) => video.abort()));
+    await rm(workDir, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Runs the engine and feeds the encoders, which are added to `videos` as their candidates begin. Resolves with the
+ * engine's wall time, or null when the attempt was told to end.
+ */
+async function dream(
+  { job, alone, signal, onProgress }: Attempt,
+  { engine, manifest, ffmpegPath, encoderSlots }: RolloutJobParts,
+  { frame, actions }: RolloutInputs,
+  files: readonly string[],
+  videos: VideoEncoding[],
+): Promise<number | null> {
+  const { width, height, fps } = manifest.shapes;
+  const broken = Promise.withResolvers<never>();
+  broken.promise.catch(() => undefined); // nobody listens once the engine is done
+  let framesDone = 0;
+
+  function onFrames(candidate: number, frames: Uint8Array): void {
+    let video = videos[candidate];
+    if (!video) {
+      const file = files[candidate] ?? "";
+      const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots };
+      video = startEncoding({ ...options, frames: job.actions_per_candidate + 1 });
+      void video.failed.then(broken.reject);
+      videos[candidate] = video;
+      video.write(frame);
+    }
+    video.write(frames);
+    framesDone += frames.byteLength / (width * height * 3);
+    onProgress(framesDone);
+  }
+
+  const { seed, num_steps: numSteps, guidance, prompt } = job.params;
+  const request = { seed: BigInt(seed), numSteps, guidance, prompt, alone, frame, actions };
+  const submission = engine.submit({ id: jobIdOf(job.rollout_id as RolloutId, job.attempt), ...request }, onFrames);
+  signal.addEventListener("abort", submission.cancel);
+  try {
+    const result = await Promise.race([submission.done, broken.promise]);
+    return result.kind === "finished" ? result.engineWallMs : null;
+  } catch (error) {
+    submission.cancel(); // a broken encoder: nobody wants the rest
+    throw error;
+  } finally {
+    signal.removeEventListener("abort", submission.cancel);
+  }
+}
+
+function outcomeOf(signal: AbortSignal): Outcome {
+  const reason = signal.reason as EndReason; // worker.ts aborts with nothing else
+  return reason === "expired" ? { kind: "expired" } : { kind: "cancelled", frames_delivered: 0 };
+}

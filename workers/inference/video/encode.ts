@@ -1,0 +1,131 @@
+/**
+ * One video, encoded while its frames are still being dreamed: raw RGB goes into ffmpeg's stdin block by block, an
+ * H.264 file comes out. ffmpeg ends with 0 also when its input was cut short, so the frames are counted here.
+ */
+import { strict as assert } from "node:assert";
+import { constants } from "node:fs";
+import { access } from "node:fs/promises";
+import { PassThrough } from "node:stream";
+
+import ffmpeg from "fluent-ffmpeg";
+
+import { settlesWithin } from "#queue/bounded.ts";
+
+import type { Slots } from "../slots.ts";
+
+/** After the last frame: the longest rollout at 640×480 takes ffmpeg some 4 s on one free core. */
+const FINISH_TIMEOUT_MS = 60_000;
+/** From SIGKILL to the process's end. */
+const KILL_TIMEOUT_MS = 5_000;
+
+export class VideoError extends Error {
+  override readonly name = "VideoError";
+}
+
+export interface VideoOptions {
+  readonly ffmpegPath: string;
+  /** Where the file goes; its folder exists. */
+  readonly file: string;
+  readonly width: number;
+  readonly height: number;
+  readonly fps: number;
+  /** Exactly as many are expected. They also bound what is held in memory when the engine is ahead of ffmpeg. */
+  readonly frames: number;
+  /** Processes that may run at once. */
+  readonly slots: Slots;
+}
+
+export interface VideoEncoding {
+  /** Takes one or more whole frames, `height × width × 3` bytes each. */
+  write(frames: Uint8Array): void;
+  /** After the last frame: resolves when the file is complete. Rejects VideoError; then there is no file to use. */
+  finish(): Promise<void>;
+  /** Ends ffmpeg; resolves when it is gone. Harmless after `finish`. */
+  abort(): Promise<void>;
+  /** Resolves when ffmpeg ended before it should have, which the caller may want to know early. */
+  readonly failed: Promise<VideoError>;
+}
+
+export function startEncoding(options: VideoOptions): VideoEncoding {
+  const { width, height, frames: framesExpected, slots } = options;
+  const input = new PassThrough();
+  const aborting = new AbortController();
+  const failed = Promise.withResolvers<VideoError>();
+  let bytesWritten = 0;
+
+  async function encode(): Promise<void> {
+    const giveBack = await slots.take();
+    try {
+      if (!aborting.signal.aborted) await runFfmpeg(options, input, aborting.signal);
+    } catch (error) {
+      const failure = new VideoError(`could not encode the video: ${(error as Error).message}`, { cause: error });
+      failed.resolve(failure);
+      throw failure;
+    } finally {
+      giveBack();
+      input.destroy();
+    }
+  }
+  const encoded = encode();
+  encoded.catch(() => undefined); // `finish` and `failed` tell; an abandoned encoding must not end the process
+
+  async function abort(): Promise<void> {
+    aborting.abort();
+    await settlesWithin(KILL_TIMEOUT_MS, encoded);
+  }
+
+  return {
+    failed: failed.promise,
+
+    write(frames) {
+      bytesWritten += frames.byteLength;
+      assert(bytesWritten <= framesExpected * width * height * 3, "more frames than the video has");
+      if (!input.destroyed) input.write(frames);
+    },
+
+    async finish() {
+      const framesWritten = bytesWritten / (width * height * 3);
+      if (framesWritten !== framesExpected) {
+        await abort();
+        throw new VideoError(`the video has ${framesWritten} frames, expected ${framesExpected}`);
+      }
+      if (!input.destroyed) input.end();
+      if (!(await settlesWithin(FINISH_TIMEOUT_MS, encoded))) {
+        await abort();
+        throw new VideoError(`ffmpeg did not finish the video within ${FINISH_TIMEOUT_MS} ms`);
+      }
+      await encoded;
+    },
+
+    abort,
+  };
+}
+
+async function runFfmpeg(options: VideoOptions, input: PassThrough, signal: AbortSignal): Promise<void> {
+  const { ffmpegPath, file, width, height, fps } = options;
+  // fluent-ffmpeg throws outside of any promise when a spawn fails, so what can be known is checked before.
+  await access(ffmpegPath, constants.X_OK);
+  const command = ffmpeg({ source: input, stdoutLines: 20 })
+    .setFfmpegPath(ffmpegPath)
+    .inputFormat("rawvideo")
+    .inputOptions(["-pix_fmt rgb24", `-s ${width}x${height}`, `-r ${fps}`])
+    .noAudio()
+    .videoCodec("libx264")
+    // One thread: several videos are encoded at once, and the engine needs its core.
+    .outputOptions(["-preset veryfast", "-crf 18", "-pix_fmt yuv420p", "-movflags +faststart", "-threads 1", "-y"]);
+  const kill = () => command.kill("SIGKILL");
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  command
+    .on("start", () => {
+      if (signal.aborted) kill();
+    })
+    .on("end", () => resolve())
+    .on("error", (error) => reject(error))
+    .save(file);
+  signal.addEventListener("abort", kill);
+  try {
+    await promise;
+  } finally {
+    signal.removeEventListener("abort", kill);
+  }
+}
