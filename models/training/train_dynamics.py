@@ -68,7 +68,6 @@ def step_loss(forward, batch: dict[str, Tensor], depth: int) -> tuple[Tensor, di
 
 def train(workdir: Path, steps: int, batch_size: int, drift_from: float, compiled: bool) -> None:
     torch.manual_seed(3)
-    torch.set_num_threads(2)
     windows, model = Windows(workdir), create_dynamics()
     matrices, rest = split_parameters(model, ("blocks.",))
     optimisers = [Muon(matrices, lr=MUON_LR), torch.optim.AdamW(rest, lr=ADAM_LR, weight_decay=0.01, betas=(0.9, 0.98))]

@@ -15,7 +15,8 @@ import { predictQueue, PRIORITY_OF_LANE, settlementQueue } from "#queue/queues.t
 import { predictJobOf } from "#rollouts/dispatch.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import { settle } from "#rollouts/settle.ts";
-import { nextOverdue, postpone, readAbandoned, readExpired } from "#rollouts/sweep.ts";
+import { readAbandoned } from "#rollouts/leases.ts";
+import { nextOverdue, postpone, readExpired } from "#rollouts/sweep.ts";
 
 import { type Loop, startLoop } from "../loop.ts";
 import type { SchedulerMetrics } from "../metrics.ts";
@@ -59,8 +60,8 @@ export function startSweeper(options: SweeperOptions): Loop {
 
 /** Nobody came to run them in time. */
 async function endExpired(options: SweeperOptions, signal: AbortSignal): Promise<void> {
-  const { db, epoch, clock } = options;
-  for (const id of await readExpired(db, epoch, new Date(clock.now()), ROWS_PER_ROUND_MAX)) {
+  const { db, clock } = options;
+  for (const id of await readExpired(db, new Date(clock.now()), ROWS_PER_ROUND_MAX)) {
     if (signal.aborted) return;
     await end(options, id, { kind: "expired" }, "expired");
   }
@@ -68,9 +69,7 @@ async function endExpired(options: SweeperOptions, signal: AbortSignal): Promise
 
 /** Their client waited at a gateway that is gone. */
 async function endAbandoned(options: SweeperOptions, signal: AbortSignal): Promise<void> {
-  const { db, epoch, clock } = options;
-  const leaseSeenBefore = new Date(clock.now() - GATEWAY_LEASE_MS);
-  for (const id of await readAbandoned(db, epoch, leaseSeenBefore, ROWS_PER_ROUND_MAX)) {
+  for (const id of await readAbandoned(options.db, GATEWAY_LEASE_MS, ROWS_PER_ROUND_MAX)) {
     if (signal.aborted) return;
     await end(options, id, { kind: "cancelled", frames_delivered: 0 }, "abandoned");
   }

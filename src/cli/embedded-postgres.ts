@@ -71,6 +71,9 @@ export async function openEmbeddedPostgres(options: {
   };
   let reopening: Promise<void> = Promise.resolve();
   watch(held.client);
+  // A process that ends without stopping us (a second Ctrl-C): the server goes when its last connection has gone.
+  const onExit = (): void => server.stopWhenUnused();
+  process.once("exit", onExit);
 
   return {
     url: urlOf(held.connection),
@@ -83,6 +86,7 @@ export async function openEmbeddedPostgres(options: {
       stopped.abort();
       await reopening;
       await leave(held.client, server, log);
+      process.off("exit", onExit);
     },
   };
 }

@@ -1,5 +1,5 @@
 /** Starting and stopping the embedded PostgreSQL, whatever state the last process left it in. */
-import { realpathSync } from "node:fs";
+import { readFileSync, realpathSync } from "node:fs";
 import { readFile, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -24,6 +24,8 @@ export interface PostgresServer {
   ensureRunning(onStep: (step: string) => void, deadline: number): Promise<Connection>;
   /** Ends every connection and stops the server. */
   stop(): Promise<void>;
+  /** Tells it to stop as soon as nobody is connected; at once, for the last moment of a process. */
+  stopWhenUnused(): void;
 }
 
 export async function openServer(cluster: Cluster, log: Log): Promise<PostgresServer> {
@@ -75,6 +77,14 @@ export async function openServer(cluster: Cluster, log: Log): Promise<PostgresSe
         const { status, output } = await cluster.binaries.run("pg_ctl", args, cluster.folder);
         if (status === 0) return;
         log.warn({ mode, output }, "PostgreSQL did not stop");
+      }
+    },
+    stopWhenUnused() {
+      try {
+        const pid = Number.parseInt(readFileSync(join(cluster.folder, "postmaster.pid"), "utf8"), 10);
+        if (pid > 1) process.kill(pid, "SIGTERM"); // PostgreSQL calls this its smart shutdown
+      } catch {
+        // It is gone already.
       }
     },
   };

@@ -32,8 +32,13 @@ async function createRole(db: Database, role: string, password: string): Promise
   try {
     await db.query(`CREATE ROLE ${role} LOGIN PASSWORD '${password}' NOSUPERUSER NOCREATEDB NOCREATEROLE`);
   } catch (error) {
-    if (errorCode(error) === "42710") return; // it is there, with the same password: the secret is kept
-    if (errorCode(error) !== "42501") throw error;
+    const code = errorCode(error);
+    // It is there (42710; 23505 when another process makes it now). A restored database may bring another password.
+    if (code === "42710" || code === "23505") {
+      await db.query(`ALTER ROLE ${role} PASSWORD '${password}'`);
+      return;
+    }
+    if (code !== "42501") throw error;
     throw new UserError(
       "The role in DATABASE_URL may not create roles, and inference workers need one that cannot read the ledger.\n" +
         "Give it CREATEROLE, or set REDIS_URL so that workers need no database.",

@@ -1,4 +1,5 @@
 /** Buckets by name (a key, an address) in this process. Losing them costs nothing but a fresh burst. */
+import { ApiError } from "#contract/errors.ts";
 import type { Clock } from "#platform/clock.ts";
 
 import { decideRate, type RateDecision, type RatePolicy } from "./gcra.ts";
@@ -31,4 +32,16 @@ export function createRateLimiter(clock: Clock, bucketsMax = BUCKETS_MAX): RateL
       return decision;
     },
   };
+}
+
+/** Whole seconds, as HTTP wants them; 0 when the request was allowed. */
+export const retryAfterSeconds = ({ retry_after_ms }: RateDecision): number => Math.ceil(retry_after_ms / 1000);
+
+/** `limit` completes the sentence "too many requests: …". */
+export function tooManyRequests(limit: string, decision: RateDecision, cause?: unknown): ApiError {
+  const seconds = retryAfterSeconds(decision);
+  return new ApiError("rate_limited", `too many requests: ${limit}; try again in ${seconds} s`, {
+    headers: { "Retry-After": String(seconds) },
+    cause,
+  });
 }

@@ -222,25 +222,36 @@ export async function limitKey(
 /** What the local customer may spend with AUTH=off: $1,000, so that the ledger works as it does anywhere else. */
 const LOCAL_CREDIT = mils(10_000_000);
 
-/** The built-in customer and key of a server that runs with AUTH=off; made on first use. */
+/** The built-in customer and key of a server that runs with AUTH=off; made on first use, one read afterwards. */
 export async function localKey(db: Database, random: RandomBytes): Promise<KeyIdentity> {
-  await db.transaction(async (tx) => {
-    const { created } = await ensureCustomer(tx, LOCAL_CUSTOMER, random);
-    if (!created) return;
-    // Nobody holds the token behind this hash, so the local key cannot be used with AUTH=on.
-    const { hash, prefix } = mintToken(random);
-    await tx.query(
-      `INSERT INTO api_keys (id, customer_id, key_hash, prefix, label) VALUES ($1, $2, $3, $4, 'local')`,
-      [LOCAL_KEY, LOCAL_CUSTOMER, hash, prefix],
-    );
-    await credit(tx, {
-      customer_id: LOCAL_CUSTOMER,
-      amount: LOCAL_CREDIT,
-      reference: "local_credit",
-      detail: "local credit",
-    });
+  const found = await readLocalKey(db);
+  if (found) return found;
+  await db.transaction((tx) => createLocalKey(tx, random));
+  const created = await readLocalKey(db);
+  if (!created) throw new Error(`no key ${LOCAL_KEY} after creating it`);
+  return created;
+}
+
+async function readLocalKey(sql: Sql): Promise<KeyIdentity | null> {
+  const [row] = await sql.query<IdentityRow>(`${IDENTITY} WHERE k.id = $1`, [LOCAL_KEY]);
+  return row ? identityOf(row) : null;
+}
+
+async function createLocalKey(tx: Sql, random: RandomBytes): Promise<void> {
+  const { created } = await ensureCustomer(tx, LOCAL_CUSTOMER, random);
+  if (!created) return; // by a request that came at the same time
+  // Nobody holds the token behind this hash, so the local key cannot be used with AUTH=on.
+  const { hash, prefix } = mintToken(random);
+  await tx.query(`INSERT INTO api_keys (id, customer_id, key_hash, prefix, label) VALUES ($1, $2, $3, $4, 'local')`, [
+    LOCAL_KEY,
+    LOCAL_CUSTOMER,
+    hash,
+    prefix,
+  ]);
+  await credit(tx, {
+    customer_id: LOCAL_CUSTOMER,
+    amount: LOCAL_CREDIT,
+    reference: "local_credit",
+    detail: "local credit",
   });
-  const [row] = await db.query<IdentityRow>(`${IDENTITY} WHERE k.id = $1`, [LOCAL_KEY]);
-  if (!row) throw new Error(`no key ${LOCAL_KEY} after creating it`);
-  return identityOf(row);
 }

@@ -11,21 +11,21 @@ export class ConfigError extends Error {
   override readonly name = "ConfigError";
 }
 
-interface Setting<T> {
+interface Setting<T, Fallback extends string | undefined = string | undefined> {
   readonly meaning: string;
   /** Text that stands in when the variable is unset or empty; undefined means the setting is then absent. */
-  readonly fallback: string | undefined;
+  readonly fallback: Fallback;
   readonly expected: string;
   /** The value, or null when the text is not acceptable. */
   readonly parse: (text: string) => T | null;
 }
 
-function setting<T>(
+function setting<T, Fallback extends string | undefined>(
   meaning: string,
-  fallback: string | undefined,
+  fallback: Fallback,
   expected: string,
   parse: (text: string) => T | null,
-): Setting<T> {
+): Setting<T, Fallback> {
   return { meaning, fallback, expected, parse };
 }
 

@@ -31,17 +31,20 @@ export async function stopAll(
   }
 }
 
+/** One Ctrl-C reaches a process several times: from the terminal, and passed on by the launcher and by npm. */
+const SAME_KEY_PRESS_MS = 500;
+
 /**
  * Resolves at the first SIGINT, SIGTERM or SIGHUP. A second one ends the process at once: whoever presses Ctrl-C
  * twice means it, and every promise we make survives a SIGKILL anyway.
  */
 export function untilToldToStop(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
-    let told = false;
+    let toldAtMs: number | undefined;
     for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
       process.on(signal, () => {
-        if (told) process.exit(130);
-        told = true;
+        if (toldAtMs !== undefined && performance.now() - toldAtMs > SAME_KEY_PRESS_MS) process.exit(130);
+        toldAtMs ??= performance.now();
         resolve(signal);
       });
     }

@@ -1,12 +1,12 @@
 /** The port of job-queue.ts on BullMQ, for either backend: postgres.ts and redis.ts bring connections and signals. */
-import { type BackendFactory, type IQueueBackend, Queue, type WorkerOptions } from "bullmq";
+import { type BackendFactory, type IQueueBackend, Queue } from "bullmq";
 
-import type { JobId } from "#contract/ids.ts";
+import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
 import { settlesWithin } from "./bounded.ts";
 import { startConsumer } from "./consumer.ts";
-import type { ConsumeOptions, Consumer, JobQueue, JobState, QueueSystem } from "./job-queue.ts";
+import type { Consumer, JobQueue, JobState, QueueSystem } from "./job-queue.ts";
 import type { Signals } from "./signals.ts";
 import { throttledWarning } from "./throttled-warning.ts";
 
@@ -18,8 +18,8 @@ export interface BullBackend<Connection> {
   readonly producer: Connection;
   /** For workers: on Redis its commands are retried for ever, as BullMQ demands. */
   readonly consumer: Connection;
-  readonly signals: Signals;
-  /** Ends the connections. */
+  readonly signals: Signals & Service;
+  /** Ends the connections, those of the signals excepted. */
   close(): Promise<void>;
 }
 
@@ -87,7 +87,8 @@ export function createBullQueues<Connection>(backend: BullBackend<Connection>, l
         };
       },
       async remove(jobId) {
-        return (await queue.remove(jobId)) === 1;
+        // On Redis, BullMQ says that it removed what was never there.
+        return (await queue.getJob(jobId)) !== undefined && (await queue.remove(jobId)) === 1;
       },
       async consume(options) {
         const consumer = await startConsumer({ name, backend, parse, options, log: log.child({ queue: name }) });
@@ -99,7 +100,8 @@ export function createBullQueues<Connection>(backend: BullBackend<Connection>, l
 
   async function stopAll(): Promise<void> {
     await Promise.allSettled([...consumers].map((consumer) => consumer.stop()));
-    const closed = Promise.allSettled([...queues.values()].map((queue) => queue.close())).then(() => backend.close());
+    const parts = [backend.signals.stop(), ...[...queues.values()].map((queue) => queue.close())];
+    const closed = Promise.allSettled(parts).then(() => backend.close());
     if (!(await settlesWithin(CLOSE_TIMEOUT_MS, closed))) {
       log.warn({ timeout_ms: CLOSE_TIMEOUT_MS }, "the queue's connections did not close in time");
     }

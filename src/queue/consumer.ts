@@ -10,6 +10,7 @@ import { DelayedError, type Job, UnrecoverableError, Worker } from "bullmq";
 import type { JobId } from "#contract/ids.ts";
 import type { Log } from "#platform/log.ts";
 
+import { watchBackend } from "./backend-watch.ts";
 import { settlesWithin } from "./bounded.ts";
 import type { BullBackend } from "./bullmq.ts";
 import type { ConsumeOptions, Consumer } from "./job-queue.ts";
@@ -49,12 +50,9 @@ export async function startConsumer<Connection, Data>({
   readonly log: Log;
 }): Promise<Consumer> {
   let taking = true;
+  /** Stopped without waiting for the jobs in hand: BullMQ answers nothing any more. */
+  let letGo = false;
   const inHand = new Set<Promise<void>>();
-
-  async function putBack(job: Job, token: string): Promise<void> {
-    // "Delayed until now" wakes a waiting worker on both backends; BullMQ's moveToWait does not on Redis.
-    await job.moveToDelayed(Date.now(), token);
-  }
 
   async function giveUp(id: JobId, data: Data | null, reason: string): Promise<never> {
     log.error({ job: id, reason }, "job given up");
@@ -87,6 +85,8 @@ export async function startConsumer<Connection, Data>({
       data,
       stalledCount: job.stalledCounter,
       async release(next) {
+        // updateData asks nobody whose job it is: without this, new data could reach a job that runs elsewhere by now.
+        if (letGo || !(await job.extendLock(token, LOCK_MS))) throw new Error(`job ${id} is no longer ours`);
         await job.updateData(next);
         await putBack(job, token);
         released = true;
@@ -126,8 +126,10 @@ export async function startConsumer<Connection, Data>({
   worker.on("failed", (job, error) => log.warn({ job: job?.id, reason: error.message }, "job failed"));
   worker.on("stalled", (jobId) => log.warn({ job: jobId }, "a worker died or froze while holding this job"));
 
-  const watch = watchBackend(async () => {
-    await worker.getBackend().hasQueueMetaField("version");
+  const watch = watchBackend({
+    probe: () => worker.getBackend().hasQueueMetaField("version"),
+    intervalMs: PROBE_INTERVAL_MS,
+    brokenAfterMs: BROKEN_AFTER_MS,
   });
 
   async function stop(graceMs: number): Promise<void> {
@@ -137,6 +139,7 @@ export async function startConsumer<Connection, Data>({
     const idle = await settlesWithin(graceMs, Promise.all(inHand));
     if (!idle) {
       log.warn({ jobs: inHand.size, grace_ms: graceMs }, "stopped with jobs in hand; they will run elsewhere");
+      letGo = true;
       // A forced close leaves a blocked fetch waiting for its own timeout.
       await settlesWithin(CLOSE_TIMEOUT_MS, worker.getBackend().disconnectBlocking(false));
     }
@@ -162,20 +165,7 @@ export async function startConsumer<Connection, Data>({
   };
 }
 
-/** Asks the backend something cheap, again and again, and reports when it has not answered for BROKEN_AFTER_MS. */
-function watchBackend(probe: () => Promise<void>): { readonly broken: Promise<Error>; stop(): void } {
-  const { promise: broken, resolve } = Promise.withResolvers<Error>();
-  let answeredAt = performance.now();
-  let reason: unknown = "no answer";
-  const timer = setInterval(() => {
-    probe().then(
-      () => (answeredAt = performance.now()),
-      (error: unknown) => (reason = error),
-    );
-    const silentMs = performance.now() - answeredAt;
-    if (silentMs > BROKEN_AFTER_MS) {
-      resolve(new Error(`the queue has been out of reach for ${Math.round(silentMs / 1000)} s`, { cause: reason }));
-    }
-  }, PROBE_INTERVAL_MS);
-  return { broken, stop: () => clearInterval(timer) };
+/** For another worker to take at once: "delayed until now" wakes one on both backends, moveToWait does not on Redis. */
+async function putBack(job: Job, token: string): Promise<void> {
+  await job.moveToDelayed(Date.now(), token);
 }

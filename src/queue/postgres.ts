@@ -3,14 +3,15 @@
  * A role that may use that schema and nothing else can run workers (`grantQueue`): it cannot see the ledger.
  * LISTEN needs sessions, so no transaction-pooling proxy in between.
  */
-import { createPostgresBackend, type PgPool, runMigrations } from "bullmq";
-import pg from "pg";
+import { assertSchemaCompatibility, createPostgresBackend, type PgPool, runMigrations } from "bullmq";
+import { escapeIdentifier, Pool } from "pg";
 
 import type { Log } from "#platform/log.ts";
 
 import { createBullQueues } from "./bullmq.ts";
 import type { QueueSystem } from "./job-queue.ts";
-import { createPostgresSignals } from "./postgres-signals.ts";
+import { createPostgresListener } from "./postgres-listener.ts";
+import { createSignals, type SignalKind } from "./signals.ts";
 import { throttledWarning } from "./throttled-warning.ts";
 
 const SCHEMA = "bullmq";
@@ -25,6 +26,8 @@ const QUERY_TIMEOUT_MS = 15_000;
  */
 const SESSION_OPTIONS = `-c search_path=${SCHEMA} -c synchronous_commit=off`;
 
+const channelOf = (kind: SignalKind): string => `dream_${kind}`;
+
 /** `migrate`: bring BullMQ's schema up to date first (safe when several processes do); needs its owner's rights. */
 export async function createPostgresQueues({
   url,
@@ -35,7 +38,7 @@ export async function createPostgresQueues({
   readonly log: Log;
   readonly migrate: boolean;
 }): Promise<QueueSystem> {
-  const pool = new pg.Pool({
+  const pool = new Pool({
     connectionString: url,
     max: POOL_MAX,
     keepAlive: true,
@@ -50,7 +53,7 @@ export async function createPostgresQueues({
   try {
     const client = await pool.connect();
     try {
-      if (migrate) await runMigrations(client, SCHEMA);
+      await (migrate ? runMigrations(client, SCHEMA) : assertSchemaCompatibility(client, SCHEMA));
     } finally {
       client.release();
     }
@@ -58,7 +61,16 @@ export async function createPostgresQueues({
     await pool.end();
     throw error;
   }
-  const signals = createPostgresSignals(url, pool, log);
+  const signals = createSignals((receive) => {
+    const listener = createPostgresListener(url, receive, log);
+    return {
+      async send(kind, message) {
+        await pool.query("SELECT pg_notify($1, $2)", [channelOf(kind), message]);
+      },
+      listen: (kind) => listener.listen(channelOf(kind)),
+      close: () => listener.stop(),
+    };
+  }, log);
   const connection = pool as PgPool; // BullMQ describes pg's pool by hand, a little narrower than @types/pg does
   return createBullQueues(
     {
@@ -67,10 +79,7 @@ export async function createPostgresQueues({
       producer: connection,
       consumer: connection,
       signals,
-      async close() {
-        await signals.stop();
-        await pool.end();
-      },
+      close: () => pool.end(),
     },
     log,
   );
@@ -81,7 +90,7 @@ export async function createPostgresQueues({
  * and types are usable by everyone who may use the schema; NOTIFY and LISTEN need no grant.) Idempotent.
  */
 export async function grantQueue(sql: { query(text: string): Promise<unknown> }, role: string): Promise<void> {
-  const name = pg.escapeIdentifier(role);
+  const name = escapeIdentifier(role);
   await sql.query(`GRANT USAGE ON SCHEMA ${SCHEMA} TO ${name}`);
   await sql.query(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA ${SCHEMA} TO ${name}`);
   await sql.query(`GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA ${SCHEMA} TO ${name}`);

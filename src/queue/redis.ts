@@ -42,7 +42,7 @@ export async function createRedisQueues({
     connection.on("error", throttledWarning(log, "queue connection error"));
     connection.setMaxListeners(0); // every Queue and Worker of BullMQ adds its own
   }
-  const disconnect = (): void => connections.forEach((connection) => connection.disconnect());
+  const disconnect = async (): Promise<void> => connections.forEach((connection) => connection.disconnect());
 
   // Channels, unlike keys, are shared by all databases of a server.
   const channelOf = (kind: SignalKind): string => `dream.${producer.options.db ?? 0}.${kind}`;
@@ -56,13 +56,16 @@ export async function createRedisQueues({
       async listen(kind) {
         await subscriber.subscribe(channelOf(kind));
       },
+      async close() {
+        subscriber.disconnect();
+      },
     };
   }, log);
 
   try {
     await Promise.all(connections.map((connection) => connection.connect()));
   } catch (error) {
-    disconnect();
+    await disconnect();
     throw error;
   }
   return createBullQueues(
@@ -72,9 +75,7 @@ export async function createRedisQueues({
       producer,
       consumer,
       signals,
-      async close() {
-        disconnect();
-      },
+      close: disconnect,
     },
     log,
   );

@@ -3,9 +3,11 @@
  * never correctness, because everyone who waits also polls. Ids only, so that PostgreSQL's NOTIFY (8 kB) can carry them.
  */
 import { Type, type Static } from "typebox";
-import { Compile } from "typebox/compile";
 
+import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
+
+import { parserOf } from "./parse.ts";
 
 const RolloutIdText = Type.String({ maxLength: 100 });
 
@@ -35,18 +37,22 @@ export interface SignalTransport {
   send(kind: SignalKind, message: string): Promise<void>;
   /** Resolves when messages of this kind reach `receive`, and keeps that true over reconnects until the end. Idempotent. */
   listen(kind: SignalKind): Promise<void>;
+  close(): Promise<void>;
 }
 
-const signal = Compile(Signal);
+const parseSignal = parserOf(Signal);
 
 /** `connect` is given the function that takes incoming messages. */
-export function createSignals(connect: (receive: (message: string) => void) => SignalTransport, log: Log): Signals {
+export function createSignals(
+  connect: (receive: (message: string) => void) => SignalTransport,
+  log: Log,
+): Signals & Service {
   const handlers = new Map<SignalKind, Set<(signal: Signal) => void>>();
 
   function receive(message: string): void {
     let received: Signal;
     try {
-      received = signal.Parse(JSON.parse(message));
+      received = parseSignal(JSON.parse(message));
     } catch (error) {
       log.warn({ err: error }, "ignored a signal that does not parse");
       return;
@@ -87,5 +93,6 @@ export function createSignals(connect: (receive: (message: string) => void) => S
       }
       return end;
     },
+    stop: () => transport.close(),
   };
 }

@@ -35,5 +35,11 @@ export interface Rollout {
   readonly deadline_at: Date;
 }
 
-/** The columns of a Rollout, in the order above; `alias` where the statement joins. The names and types match, so a row
- * is a Rollout. Never `SELECT *`: a column added by a later migration must not break prepared statements. */
+/**
+ * The columns of a Rollout, whose names and types match: a row of them is a Rollout. Never `SELECT *`, because a
+ * column that a later migration adds would break the statements that running processes have prepared.
+ */
+export const ROLLOUT_COLUMNS = `
+  id, customer_id, key_id, request_id, route, model, lane, status, attempt, k, actions_per_candidate, frames, params,
+  fingerprint, price_mils_per_frame, charge_mils, refunded_mils, frames_delivered, result, error_code, error_message,
+  waiter_id, created_at, dispatched_at, finished_at, delivered_at, deadline_at`;

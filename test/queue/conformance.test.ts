@@ -10,6 +10,7 @@ import { createTestDatabase, silentLog, type TestDatabase } from "../support/pos
 import { freshRedisUrl } from "../support/redis.ts";
 import {
   type ConsumerProcess,
+  cutConnections,
   eventually,
   newJobId,
   openTestQueue,
@@ -66,17 +67,6 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
   const gone = (id: JobId): Promise<true> => eventually(async () => (await queue.find(id)) === null);
   const inState = (id: JobId, state: string): Promise<true> =>
     eventually(async () => (await queue.find(id))?.state === state);
-
-  /** A handler that holds its jobs until they are let go. */
-  function holding() {
-    const seen: ActiveJob<TestJob>[] = [];
-    const { promise, resolve: letGo } = Promise.withResolvers<void>();
-    const handle = async (job: ActiveJob<TestJob>): Promise<void> => {
-      seen.push(job);
-      await promise;
-    };
-    return { seen, letGo, handle, started: (count = 1) => eventually(async () => seen.length >= count) };
-  }
 
   test("runs an added job with its data, then forgets it", async () => {
     const seen: unknown[] = [];
@@ -226,56 +216,64 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
     expect(runs).toBe(1);
   });
 
-  test("a released job runs elsewhere at once, with its new data and no stalled count", async () => {
+  test("a released job is taken at once by a consumer that waits, with its new data", async () => {
     const first = await consume(async (job) => {
       await first.pause();
+      await elsewhere.promise;
       await job.release({ n: 2 });
+      releasedAt = performance.now();
+    });
+    let releasedAt = 0;
+    const elsewhere = Promise.withResolvers<void>();
+    const id = newJobId();
+    await queue.add(id, { n: 1 }, { priority: 5 });
+    await inState(id, "active");
+
+    const { handle, letGo, seen, started } = holding();
+    await consume(handle);
+    const other = newJobId();
+    await queue.add(other, { n: 0 });
+    await started(); // it takes jobs
+    letGo();
+    await gone(other);
+    elsewhere.resolve();
+    await started(2);
+    expect(performance.now() - releasedAt).toBeLessThan(2_000);
+    expect(seen[1]).toMatchObject({ id, data: { n: 2 }, stalledCount: 0 });
+    await gone(id);
+  });
+
+  test("a released job may come back to the same consumer", async () => {
+    const seen: number[] = [];
+    await consume(async (job) => {
+      seen.push(job.data.n);
+      if (job.data.n === 1) await job.release({ n: 2 });
     });
     const id = newJobId();
     await queue.add(id, { n: 1 }, { priority: 1 });
-    await eventually(async () => (await queue.find(id))?.data?.n === 2);
-
-    const elsewhere = await consumeElsewhere(); // it waits, so the release below must wake it
-    expect(await elsewhere.next("active")).toMatchObject({ id, data: { n: 2 }, stalledCount: 0 });
-    elsewhere.tell("finish");
     await gone(id);
-
-    const second = newJobId();
-    await first.resume();
-    await elsewhere.kill();
-    const idle = await consume(async () => undefined);
-    await idle.pause();
-    await queue.add(second, { n: 1 }, { priority: 1 });
-    await eventually(async () => (await queue.find(second))?.data?.n === 2);
-    const releasedAt = performance.now();
-    await idle.resume();
-    await gone(second);
-    expect(performance.now() - releasedAt).toBeLessThan(3_000);
+    expect(seen).toEqual([1, 2]);
   });
 
-  test("a release wakes a consumer that is waiting", async () => {
-    let releasedAt = 0;
-    let takenAt = 0;
-    const release = async (job: ActiveJob<TestJob>): Promise<void> => {
-      if (job.data.n === 2) {
-        takenAt = performance.now();
-        return;
-      }
-      const mine = releasedAt === 0 ? pair[0] : undefined;
-      await mine?.pause();
-      releasedAt = performance.now();
-      await job.release({ n: 2 });
-    };
-    const pair = [await consume(release)];
+  test("a worker that froze while its job went elsewhere cannot touch it any more", async () => {
+    const frozen = await consumeElsewhere();
     const id = newJobId();
-    await queue.add(id, { n: 1 }, { priority: 5 });
-    await eventually(async () => releasedAt > 0);
-    const other = newJobId();
-    await consume(release);
-    await queue.add(other, { n: 2 }, { priority: 5 });
+    await queue.add(id, { n: 1 });
+    await frozen.next("active");
+    frozen.process.kill("SIGSTOP");
+    const { handle, letGo, seen, started } = holding();
+    const heir = await consume(handle);
+    await eventually(async () => seen.length > 0, RECOVERY_MS);
+    expect(seen[0]).toMatchObject({ id, stalledCount: 1 });
+
+    frozen.process.kill("SIGCONT");
+    frozen.tell("release");
+    expect(await frozen.next("refused")).toMatchObject({ reason: expect.stringContaining("no longer ours") });
+    expect(await queue.find(id)).toEqual({ state: "active", data: { n: 1 } });
+    letGo();
+    await started();
     await gone(id);
-    await gone(other);
-    expect(takenAt - releasedAt).toBeLessThan(2_000);
+    await heir.stop();
   });
 
   test("a paused consumer takes nothing until it resumes", async () => {
@@ -314,7 +312,7 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
   });
 
   test("stop is bounded when a handler hangs; the job then runs elsewhere", { timeout: 40_000 }, async () => {
-    const { handle, started } = holding();
+    const { handle, seen, started } = holding();
     const consumer = await consume(handle);
     const id = newJobId();
     await queue.add(id, { n: 1 });
@@ -322,6 +320,7 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
     const before = performance.now();
     await consumer.stop(300);
     expect(performance.now() - before).toBeLessThan(3_000);
+    await expect(seen[0]?.release({ n: 2 })).rejects.toThrow("no longer ours");
     const elsewhere = await consumeElsewhere();
     expect(await elsewhere.next("active", RECOVERY_MS)).toMatchObject({ id, stalledCount: 1 });
   });
@@ -388,6 +387,31 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
     expect(heard).toHaveLength(2);
   });
 
+  test("jobs and signals flow again after every connection was cut", async () => {
+    const { handle, letGo, seen, started } = holding();
+    letGo();
+    await consume(handle);
+    const heard: Signal[] = [];
+    await queues.signals.subscribe(["finished"], (signal) => heard.push(signal));
+    await queue.add(newJobId(), { n: 1 });
+    await started();
+
+    await cutConnections(address);
+    const id = newJobId();
+    await eventually(() =>
+      queue.add(id, { n: 2 }).then(
+        () => true,
+        () => false,
+      ),
+    );
+    await eventually(async () => seen.some((job) => job.id === id));
+    await eventually(async () => {
+      await queues.signals.publish({ kind: "finished", rollout_id: id });
+      return heard.length > 0;
+    });
+    expect(heard[0]).toEqual({ kind: "finished", rollout_id: id });
+  });
+
   test("a stopped process ends by itself", async () => {
     const elsewhere = await consumeElsewhere();
     elsewhere.tell("stop");
@@ -399,3 +423,14 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
     expect(() => queues.open("late", () => null)).toThrow("after the queues were stopped");
   });
 });
+
+/** A handler that holds its jobs until they are let go. */
+function holding() {
+  const seen: ActiveJob<TestJob>[] = [];
+  const { promise, resolve: letGo } = Promise.withResolvers<void>();
+  const handle = async (job: ActiveJob<TestJob>): Promise<void> => {
+    seen.push(job);
+    await promise;
+  };
+  return { seen, letGo, handle, started: (count = 1) => eventually(async () => seen.length >= count) };
+}

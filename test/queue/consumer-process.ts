@@ -4,26 +4,20 @@
  */
 import { createLog } from "#platform/log.ts";
 
-import { openTestQueue, type QueueAddress } from "./test-queue.ts";
-
-export type FromConsumer =
-  | { readonly type: "ready" }
-  | { readonly type: "active"; readonly id: string; readonly data: unknown; readonly stalledCount: number }
-  | { readonly type: "given-up"; readonly id: string; readonly data: unknown; readonly reason: string }
-  | { readonly type: "signal"; readonly signal: unknown };
-export type ToConsumer = "finish" | "stop";
+import { type FromConsumer, openTestQueue, type QueueAddress, type ToConsumer } from "./test-queue.ts";
 
 const address = JSON.parse(process.env["QUEUE_ADDRESS"] ?? "{}") as QueueAddress; // written by startConsumerProcess
 const { queues, queue } = await openTestQueue(address, createLog("consumer", "warn"));
 const tell = (message: FromConsumer): void => void process.send?.(message);
 
-let finish = Promise.withResolvers<void>();
+let told = Promise.withResolvers<ToConsumer>();
 await queues.signals.subscribe(["cancel"], (signal) => tell({ type: "signal", signal }));
 const consumer = await queue.consume({
   concurrency: 1,
   async handle(job) {
     tell({ type: "active", id: job.id, data: job.data, stalledCount: job.stalledCount });
-    await finish.promise;
+    if ((await told.promise) !== "release") return;
+    await job.release({ n: 99 }).catch((error: unknown) => tell({ type: "refused", reason: String(error) }));
   },
   async onGivenUp(id, data, reason) {
     tell({ type: "given-up", id, data, reason });
@@ -31,9 +25,9 @@ const consumer = await queue.consume({
 });
 
 process.on("message", (message: ToConsumer) => {
-  finish.resolve();
-  finish = Promise.withResolvers<void>();
-  if (message === "finish") return;
+  told.resolve(message);
+  told = Promise.withResolvers();
+  if (message !== "stop") return;
   void consumer
     .stop()
     .then(() => queues.stop())

@@ -2,19 +2,19 @@
 import { type ChildProcess, fork } from "node:child_process";
 import { fileURLToPath } from "node:url";
 
+import { Redis } from "ioredis";
+import { Client } from "pg";
 import { Type, type Static } from "typebox";
-import { Compile } from "typebox/compile";
 
 import type { JobId } from "#contract/ids.ts";
 import type { Log } from "#platform/log.ts";
 import type { JobQueue, QueueSystem } from "#queue/job-queue.ts";
 import { openQueues } from "#queue/open-queues.ts";
+import { parserOf } from "#queue/parse.ts";
 
-import type { FromConsumer, ToConsumer } from "./consumer-process.ts";
-
-export const TestJob = Type.Object({ n: Type.Number() }, { additionalProperties: false });
+const TestJob = Type.Object({ n: Type.Number() }, { additionalProperties: false });
 export type TestJob = Static<typeof TestJob>;
-const testJob = Compile(TestJob);
+const parseTestJob = parserOf(TestJob);
 
 export interface QueueAddress {
   readonly redis_url: string | undefined;
@@ -27,17 +27,14 @@ export async function openTestQueue(
   log: Log,
 ): Promise<{ readonly queues: QueueSystem; readonly queue: JobQueue<TestJob> }> {
   const queues = await openQueues({ redis_url, database_url, migrate: false, log });
-  return { queues, queue: queues.open(queue, (value) => testJob.Parse(value)) };
+  return { queues, queue: queues.open(queue, parseTestJob) };
 }
 
 let jobs = 0;
 export const newJobId = (): JobId => `rollout_${String((jobs += 1)).padStart(32, "0")}-1`;
 
 /** Resolves with the first value of `look` that is not null or false; the bound is the test's own. */
-export async function eventually<T>(
-  look: () => Promise<T | null | false | undefined>,
-  limitMs = 10_000,
-): Promise<T> {
+export async function eventually<T>(look: () => Promise<T | null | false | undefined>, limitMs = 10_000): Promise<T> {
   const end = performance.now() + limitMs;
   for (;;) {
     const seen = await look();
@@ -46,6 +43,15 @@ export async function eventually<T>(
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
+
+/** What consumer-process.ts and its parent say to each other. */
+export type FromConsumer =
+  | { readonly type: "ready" }
+  | { readonly type: "active"; readonly id: string; readonly data: unknown; readonly stalledCount: number }
+  | { readonly type: "given-up"; readonly id: string; readonly data: unknown; readonly reason: string }
+  | { readonly type: "refused"; readonly reason: string }
+  | { readonly type: "signal"; readonly signal: unknown };
+export type ToConsumer = "finish" | "release" | "stop";
 
 export interface ConsumerProcess {
   readonly process: ChildProcess;
@@ -81,8 +87,32 @@ export async function startConsumerProcess(address: QueueAddress): Promise<Consu
       child.kill("SIGKILL");
       await gone;
     },
-    exited: (limitMs) => eventually(async () => (child.exitCode === null ? null : { code: child.exitCode }), limitMs).then(({ code }) => code),
+    exited: (limitMs) =>
+      eventually(async () => (child.exitCode === null ? null : { code: child.exitCode }), limitMs).then(
+        ({ code }) => code,
+      ),
   };
   await consumer.next("ready");
   return consumer;
+}
+
+/** Ends every connection of this queue on the server's side, as a restart or a network fault would. */
+export async function cutConnections({ redis_url, database_url }: QueueAddress): Promise<void> {
+  if (redis_url !== undefined) {
+    const redis = new Redis(redis_url);
+    // Of this database only: other test files share the server.
+    const list = String(await redis.client("LIST"));
+    const database = ` db=${new URL(redis_url).pathname.slice(1)} `;
+    for (const line of list.split("\n").filter((text) => text.includes(database))) {
+      const id = /id=(\d+) /.exec(line)?.[1];
+      if (id !== undefined && Number(id) !== (await redis.client("ID"))) await redis.client("KILL", "ID", id);
+    }
+    redis.disconnect();
+    return;
+  }
+  const client = new Client({ connectionString: database_url });
+  await client.connect();
+  await client.query(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()`);
+  await client.end();
 }

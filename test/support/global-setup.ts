@@ -1,5 +1,5 @@
-/** One embedded PostgreSQL for the whole run, holding a migrated template that each test file clones. */
-import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+/** One PostgreSQL for the whole run, holding a migrated template that each test file clones, and one Redis. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,9 @@ import type { TestProject } from "vitest/node";
 
 import { createLog } from "#platform/log.ts";
 import { migrate } from "#platform/migrate.ts";
+import { processInfo } from "#platform/processes.ts";
+
+import { ensureRedis } from "./redis.ts";
 
 declare module "vitest" {
   interface ProvidedContext {
@@ -22,8 +25,24 @@ export const TEMPLATE_DATABASE = "dream_template";
 const RUNS_DIR = join(tmpdir(), "dream-engine-test-postgres");
 
 export async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const postgres = await startPostgres();
+  project.provide("postgresUrl", postgres.url);
+  try {
+    const redis = await ensureRedis();
+    project.provide("redisUrl", redis.url);
+    return async () => {
+      await redis.stop();
+      await postgres.stop();
+    };
+  } catch (error) {
+    await postgres.stop();
+    throw error;
+  }
+}
+
+async function startPostgres(): Promise<{ url: string; stop(): Promise<void> }> {
   mkdirSync(RUNS_DIR, { recursive: true, mode: 0o755 });
-  removeOrphans();
+  await removeOrphans();
 
   const runDir = join(RUNS_DIR, String(process.pid));
   const port = await freePort();
@@ -42,17 +61,20 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
     onLog: (line) => void lines.push(String(line)),
     onError: (line) => void lines.push(String(line)),
   });
+  const stop = async (): Promise<void> => {
+    await server.stop();
+    rmSync(runDir, { recursive: true, force: true });
+  };
   const url = `postgres://postgres:postgres@127.0.0.1:${port}/postgres`;
   try {
     await server.initialise();
     await server.start();
     await createTemplate(url);
   } catch (error) {
-    await stop(server, runDir);
+    await stop();
     throw new Error(`PostgreSQL for the tests did not start:\n${lines.slice(-20).join("")}`, { cause: error });
   }
-  project.provide("postgresUrl", url);
-  return () => stop(server, runDir);
+  return { url, stop };
 }
 
 async function createTemplate(url: string): Promise<void> {
@@ -65,39 +87,22 @@ async function createTemplate(url: string): Promise<void> {
   await migrate(template.href, createLog("test", "warn"));
 }
 
-async function stop(server: EmbeddedPostgres, runDir: string): Promise<void> {
-  await server.stop();
-  rmSync(runDir, { recursive: true, force: true });
-}
-
 /** A test run that was killed leaves its server behind: end it and remove its files. */
-function removeOrphans(): void {
+async function removeOrphans(): Promise<void> {
   for (const name of readdirSync(RUNS_DIR)) {
-    if (isAlive(Number(name))) continue;
+    if (await processInfo(Number(name))) continue; // another run, which is still going
     const dir = join(RUNS_DIR, name);
-    const postmaster = postmasterOf(dir);
-    if (postmaster !== null) process.kill(postmaster, "SIGKILL");
+    const postmaster = await processInfo(postmasterOf(dir));
+    // The id may belong to somebody else by now; a server names its directory on its command line.
+    if (postmaster?.command.includes(dir)) process.kill(postmaster.pid, "SIGKILL");
     rmSync(dir, { recursive: true, force: true, maxRetries: 5 });
   }
 }
 
-/** Process id of the server that runs on that directory, or null. */
-function postmasterOf(dir: string): number | null {
-  try {
-    const pid = Number(readFileSync(join(dir, "postmaster.pid"), "utf8").split("\n")[0]);
-    // The id may belong to somebody else by now; a server names its directory on its command line.
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(dir) ? pid : null;
-  } catch {
-    return null; // no such file or process: no server
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false; // ESRCH
-  }
+/** Process id of the server that was started on that directory; 0, which is nobody's, when there was none. */
+function postmasterOf(dir: string): number {
+  const pidFile = join(dir, "postmaster.pid");
+  return existsSync(pidFile) ? Number(readFileSync(pidFile, "utf8").split("\n")[0]) : 0;
 }
 
 function freePort(): Promise<number> {

@@ -12,6 +12,8 @@ import { promisify } from "node:util";
 import { Redis } from "ioredis";
 import { inject } from "vitest";
 
+import { settlesWithin } from "#queue/bounded.ts";
+
 declare module "vitest" {
   interface ProvidedContext {
     redisUrl: string;
@@ -31,11 +33,16 @@ export async function ensureRedis(): Promise<{ readonly url: string; stop(): Pro
   const port = await freePort();
   const server = spawn(
     binary,
-    [
-      ...["--port", String(port), "--bind", "127.0.0.1", "--databases", String(DATABASES), "--dir", dir],
-      // Nothing on disk, and what production uses when memory is full.
-      ...["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"],
-    ],
+    // Nothing on disk, and what production does when memory is full.
+    Object.entries({
+      port: String(port),
+      bind: "127.0.0.1",
+      databases: String(DATABASES),
+      dir,
+      save: "",
+      appendonly: "no",
+      "maxmemory-policy": "noeviction",
+    }).flatMap(([name, value]) => [`--${name}`, value]),
     { stdio: ["ignore", "pipe", "inherit"] },
   );
   let output = "";
@@ -49,15 +56,10 @@ export async function ensureRedis(): Promise<{ readonly url: string; stop(): Pro
   const probe = new Redis(url, { retryStrategy: () => 50, maxRetriesPerRequest: null });
   probe.on("error", () => undefined); // refused until the server listens
   const failed = exited.then(() => Promise.reject(new Error(`redis-server ended:\n${output}`)));
-  const late = AbortSignal.timeout(START_TIMEOUT_MS);
   try {
-    await Promise.race([
-      probe.ping(),
-      failed,
-      new Promise((_resolve, reject) => {
-        late.onabort = () => reject(new Error(`redis-server did not answer within ${START_TIMEOUT_MS} ms:\n${output}`));
-      }),
-    ]);
+    if (!(await settlesWithin(START_TIMEOUT_MS, Promise.race([probe.ping(), failed])))) {
+      throw new Error(`redis-server did not answer within ${START_TIMEOUT_MS} ms:\n${output}`);
+    }
   } catch (error) {
     kill();
     throw error;

@@ -3,7 +3,7 @@ import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 
 import type { BlobStore } from "#blobs/blob-store.ts";
-import { jobIdOf, type RolloutId } from "#contract/ids.ts";
+import type { JobId } from "#contract/ids.ts";
 import { blobKeys, type Outcome, type PredictJob, type RolloutResult } from "#contract/jobs.ts";
 import type { Manifest } from "#contract/manifest.ts";
 
@@ -26,6 +26,7 @@ export interface RolloutJobParts {
 export type EndReason = "cancelled" | "expired";
 
 export interface Attempt {
+  readonly id: JobId;
   readonly job: PredictJob;
   readonly alone: boolean;
   readonly signal: AbortSignal;
@@ -38,7 +39,7 @@ export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): P
   const { job, signal } = attempt;
   const { blobs } = parts;
   const startedAt = performance.now();
-  const workDir = join(parts.workDir, jobIdOf(job.rollout_id as RolloutId, job.attempt)); // the schema checked the id
+  const workDir = join(parts.workDir, attempt.id);
   await mkdir(workDir, { recursive: true });
   const videos: VideoEncoding[] = [];
   try {
@@ -82,7 +83,7 @@ export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): P
  * engine's wall time, or null when the attempt was told to end.
  */
 async function dream(
-  { job, alone, signal, onProgress }: Attempt,
+  { id, job, alone, signal, onProgress }: Attempt,
   { engine, manifest, ffmpegPath, encoderSlots }: RolloutJobParts,
   { frame, actions }: RolloutInputs,
   files: readonly string[],
@@ -92,8 +93,10 @@ async function dream(
   const broken = Promise.withResolvers<never>();
   broken.promise.catch(() => undefined); // nobody listens once the engine is done
   let framesDone = 0;
+  let over = false;
 
   function onFrames(candidate: number, frames: Uint8Array): void {
+    if (over) return;
     let video = videos[candidate];
     if (!video) {
       const file = files[candidate] ?? "";
@@ -109,17 +112,17 @@ async function dream(
   }
 
   const { seed, num_steps: numSteps, guidance, prompt } = job.params;
-  const request = { seed: BigInt(seed), numSteps, guidance, prompt, alone, frame, actions };
-  const submission = engine.submit({ id: jobIdOf(job.rollout_id as RolloutId, job.attempt), ...request }, onFrames);
-  signal.addEventListener("abort", submission.cancel);
+  const request = { id, seed: BigInt(seed), numSteps, guidance, prompt, alone, frame, actions };
+  const submission = engine.submit(request, onFrames);
+  const cancel = () => submission.cancel();
+  signal.addEventListener("abort", cancel);
   try {
     const result = await Promise.race([submission.done, broken.promise]);
     return result.kind === "finished" ? result.engineWallMs : null;
-  } catch (error) {
-    submission.cancel(); // a broken encoder: nobody wants the rest
-    throw error;
   } finally {
-    signal.removeEventListener("abort", submission.cancel);
+    over = true;
+    cancel(); // after a broken encoder nobody wants the rest; else there is nothing left to cancel
+    signal.removeEventListener("abort", cancel);
   }
 }
 

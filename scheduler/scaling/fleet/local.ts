@@ -140,6 +140,11 @@ export async function startLocalFleet(options: LocalFleetOptions): Promise<Fleet
     slot.timer = setTimeout(() => start(slot), pause_ms);
   }
 
+  // A process that ends without stopping us (a second Ctrl-C) takes its workers with it.
+  const killAll = (): void => {
+    for (const slot of slots) slot.child?.kill("SIGKILL");
+  };
+  process.once("exit", killAll);
   for (const slot of slots) start(slot);
   let stopped: Promise<void> | undefined;
   const of = (model: string): Slot[] => slots.filter((slot) => slot.model === model);
@@ -154,6 +159,7 @@ export async function startLocalFleet(options: LocalFleetOptions): Promise<Fleet
         await Promise.all(slots.map(endSlot));
         await noted;
         await note.remove();
+        process.off("exit", killAll);
       })()),
   };
 }

@@ -7,8 +7,7 @@ import { authenticate, type KeyIdentity, localKey } from "#keys/keys.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 
-import type { RateLimiter } from "../rate-limiter.ts";
-import { tooManyRequests } from "./rate-limit.ts";
+import { type RateLimiter, tooManyRequests } from "../rate-limiter.ts";
 
 declare module "fastify" {
   interface FastifyRequest {

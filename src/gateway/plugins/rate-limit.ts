@@ -4,10 +4,8 @@
  */
 import type { onRequestAsyncHookHandler } from "fastify";
 
-import { ApiError } from "#contract/errors.ts";
-
-import { type RateDecision, type RatePolicy, windowSeconds } from "../gcra.ts";
-import type { RateLimiter } from "../rate-limiter.ts";
+import { type RatePolicy, windowSeconds } from "../gcra.ts";
+import { type RateLimiter, retryAfterSeconds, tooManyRequests } from "../rate-limiter.ts";
 import { identityOf } from "./keys.ts";
 
 export const DEFAULT_RATE: RatePolicy = { per_second: 50, burst: 200 };
@@ -26,15 +24,4 @@ export function createKeyRateLimit(limiter: RateLimiter): onRequestAsyncHookHand
       throw tooManyRequests(`the limit is ${policy.per_second} requests a second with a burst of ${policy.burst} on this key`, decision);
     }
   };
-}
-
-/** Whole seconds, as HTTP wants them. */
-const retryAfterSeconds = ({ retry_after_ms }: RateDecision): number => Math.ceil(retry_after_ms / 1000);
-
-export function tooManyRequests(limit: string, decision: RateDecision, cause?: unknown): ApiError {
-  const seconds = retryAfterSeconds(decision);
-  return new ApiError("rate_limited", `too many requests: ${limit}; try again in ${seconds} s`, {
-    headers: { "Retry-After": String(seconds) },
-    cause,
-  });
 }

@@ -4,8 +4,11 @@
 -- and a debt account beside the balance (a clawback may not push a balance below zero; the rest is debt).
 --
 -- Lock order of every statement that takes more than one of them:
---   api key (FOR SHARE) -> rollout -> account -> idempotency key
+--   scheduler_leader (FOR SHARE) -> api key (FOR SHARE) -> rollout -> account -> idempotency key
 -- A rollout that is being inserted counts as none: nobody else can see it, let alone lock it.
+
+-- Inference workers on the PostgreSQL queue connect to this database; nothing below is theirs to see.
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
 
 CREATE TABLE customers (
   id         text PRIMARY KEY CHECK (id ~ '^cus_[a-z0-9_]{1,60}$'),

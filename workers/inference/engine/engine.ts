@@ -33,6 +33,11 @@ export class EngineFault extends Error {
   }
 }
 
+/** The request never reached the engine, because it was beyond use already. */
+export class EngineUnavailable extends Error {
+  override readonly name = "EngineUnavailable";
+}
+
 export interface EngineOptions {
   readonly bundleDir: string;
   readonly manifest: Manifest;
@@ -50,7 +55,7 @@ export type EngineResult =
 export type OnFrames = (candidate: number, frames: Uint8Array) => void;
 
 export interface Submission {
-  /** Rejects with EngineFault. */
+  /** Rejects with EngineFault or EngineUnavailable. */
   readonly done: Promise<EngineResult>;
   /** `done` resolves as cancelled at the next step, unless it finishes before. */
   cancel(): void;
@@ -136,7 +141,7 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
 
     submit(request, onFrames) {
       const { promise, resolve, reject } = Promise.withResolvers<EngineResult>();
-      if (state.fault) reject(state.fault);
+      if (state.fault) reject(new EngineUnavailable("the engine has failed", { cause: state.fault }));
       else {
         inHand.set(request.id, { onFrames, resolve, reject });
         post({ type: "submit", request });

@@ -52,13 +52,15 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
   const aborting = new AbortController();
   const failed = Promise.withResolvers<VideoError>();
   let bytesWritten = 0;
+  let hasSlot = false;
 
   async function encode(): Promise<void> {
     const giveBack = await slots.take();
+    hasSlot = true;
     try {
       if (!aborting.signal.aborted) await runFfmpeg(options, input, aborting.signal);
     } catch (error) {
-      const failure = new VideoError(`could not encode the video: ${(error as Error).message}`, { cause: error });
+      const failure = new VideoError("ffmpeg could not encode the video", { cause: error });
       failed.resolve(failure);
       throw failure;
     } finally {
@@ -67,11 +69,13 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
     }
   }
   const encoded = encode();
-  encoded.catch(() => undefined); // `finish` and `failed` tell; an abandoned encoding must not end the process
+  // `finish` and `failed` tell how it ended; this only tells that it did.
+  const ended = encoded.catch(() => undefined);
 
   async function abort(): Promise<void> {
     aborting.abort();
-    await settlesWithin(KILL_TIMEOUT_MS, encoded);
+    // Without a slot there is no process yet, and there will be none.
+    if (hasSlot) await settlesWithin(KILL_TIMEOUT_MS, ended);
   }
 
   return {

@@ -1,0 +1,196 @@
+/**
+ * The blob store in a directory, which several processes (and, on a shared volume, machines) may use at once.
+ * A write goes to a temporary name under `.incoming` of the same tree, is flushed, then renamed into place.
+ */
+import { randomUUID } from "node:crypto";
+import { copyFile, mkdir, open, opendir, readFile, rename, rm, rmdir, stat, unlink } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+
+import { type BlobInfo, BlobNotFound, type BlobStore } from "./blob-store.ts";
+
+const KEY_CHARS_MAX = 200;
+/** No segment starts with a dot: that excludes `..`, `.` and our own temporary files. */
+const SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9_.-]*";
+const KEY = new RegExp(`^${SEGMENT}(/${SEGMENT})*$`);
+const PREFIX = new RegExp(`^(${SEGMENT}/)*(${SEGMENT})?$`);
+const INCOMING = ".incoming";
+/** A temporary file this old belongs to a process that died. */
+const STALE_MS = 24 * 3_600_000;
+/** A delete next door may remove the directory between making it and renaming into it; it cannot go on like that. */
+const RENAME_ATTEMPTS = 10;
+
+export function createFsBlobs(rootDir: string): BlobStore {
+  const root = resolve(rootDir);
+  const incoming = join(root, INCOMING);
+  let prepared: Promise<void> | undefined;
+
+  function pathOf(key: string): string {
+    if (key.length > KEY_CHARS_MAX || !KEY.test(key)) {
+      throw new RangeError(
+        `expected a blob key of at most ${KEY_CHARS_MAX} characters, slash-separated segments of letters, digits, ` +
+          `"_", "." and "-" that do not start with a dot; got ${JSON.stringify(key.slice(0, KEY_CHARS_MAX))}`,
+      );
+    }
+    return join(root, key);
+  }
+
+  /** Runs `write` on a fresh temporary path, then moves the result to `target`. */
+  async function replace(target: string, write: (temporary: string) => Promise<void>): Promise<void> {
+    prepared ??= prepareIncoming(incoming).catch((error: unknown) => {
+      prepared = undefined; // tried again by the next write
+      throw error;
+    });
+    await prepared;
+    const temporary = join(incoming, randomUUID());
+    try {
+      await write(temporary);
+      await moveInto(temporary, target);
+    } catch (error) {
+      await rm(temporary, { force: true });
+      throw error;
+    }
+  }
+
+  return {
+    async put(key, body) {
+      await replace(pathOf(key), async (temporary) => {
+        const file = await open(temporary, "wx");
+        try {
+          await file.writeFile(body);
+          await file.sync();
+        } finally {
+          await file.close();
+        }
+      });
+    },
+
+    async putFile(key, localPath) {
+      const target = pathOf(key);
+      await flush(localPath);
+      try {
+        await moveInto(localPath, target);
+      } catch (error) {
+        if (codeOf(error) !== "EXDEV") throw error;
+        await replace(target, async (temporary) => {
+          await copyFile(localPath, temporary);
+          await flush(temporary);
+        });
+        await rm(localPath);
+      }
+    },
+
+    async get(key) {
+      return readFile(pathOf(key)).catch(notFound(key));
+    },
+
+    async info(key) {
+      return infoOf(key, pathOf(key));
+    },
+
+    async stream(key, range) {
+      const file = await open(pathOf(key), "r").catch(notFound(key));
+      if (!(await file.stat()).isFile()) {
+        await file.close();
+        throw new BlobNotFound(key);
+      }
+      return file.createReadStream(range ?? {}); // closes the file at its end or when destroyed
+    },
+
+    async delete(key) {
+      const path = pathOf(key);
+      await unlink(path).catch(unless(isAbsence));
+      for (let dir = dirname(path), emptied = true; emptied && dir !== root; dir = dirname(dir)) {
+        emptied = await removeIfEmpty(dir);
+      }
+    },
+
+    async *list(prefix) {
+      if (!PREFIX.test(prefix)) throw new RangeError(`not the beginning of a blob key: ${JSON.stringify(prefix)}`);
+      const folder = prefix.slice(0, prefix.lastIndexOf("/") + 1);
+      for await (const key of keysUnder(root, folder)) {
+        const info = key.startsWith(prefix) ? await infoOf(key, join(root, key)) : null;
+        if (info !== null) yield info;
+      }
+    },
+  };
+}
+
+/** Depth first. What disappears meanwhile is left out. `folder` is "" or ends with a slash. */
+async function* keysUnder(root: string, folder: string): AsyncIterable<string> {
+  const entries = await opendir(join(root, folder)).catch(unless(isAbsence));
+  for await (const entry of entries ?? []) {
+    if (entry.name.startsWith(".")) continue;
+    if (entry.isDirectory()) yield* keysUnder(root, `${folder}${entry.name}/`);
+    else yield folder + entry.name;
+  }
+}
+
+async function infoOf(key: string, path: string): Promise<BlobInfo | null> {
+  const found = await stat(path).catch(unless(isAbsence));
+  return found?.isFile() ? { key, bytes: found.size, modified_ms: found.mtimeMs } : null;
+}
+
+async function moveInto(source: string, target: string): Promise<void> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      await mkdir(dirname(target), { recursive: true });
+      await rename(source, target);
+      break;
+    } catch (error) {
+      if (codeOf(error) !== "ENOENT" || attempt === RENAME_ATTEMPTS) throw error;
+    }
+  }
+  // The new name must survive a power cut as well, before anybody is told of it.
+  // (A concurrent delete may have taken the blob and its directory already.)
+  await flush(dirname(target)).catch(unless(isAbsence));
+}
+
+async function flush(path: string): Promise<void> {
+  const file = await open(path, "r");
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** Makes the directory of temporary files, and removes what processes that died have left in it. */
+async function prepareIncoming(incoming: string): Promise<void> {
+  await mkdir(incoming, { recursive: true });
+  const before = Date.now() - STALE_MS;
+  for await (const entry of await opendir(incoming)) {
+    const path = join(incoming, entry.name);
+    const left = await stat(path).catch(unless(isAbsence)); // its owner may have moved it meanwhile
+    if (left !== undefined && left.mtimeMs < before) await rm(path, { force: true });
+  }
+}
+
+/** True when the directory is gone, whoever removed it. */
+async function removeIfEmpty(dir: string): Promise<boolean> {
+  try {
+    await rmdir(dir);
+    return true;
+  } catch (error) {
+    const code = String(codeOf(error));
+    if (["ENOENT", "ENOTEMPTY", "EEXIST", "ENOTDIR"].includes(code)) return code === "ENOENT";
+    throw error;
+  }
+}
+
+const codeOf = (error: unknown): unknown => (error instanceof Error && "code" in error ? error.code : undefined);
+
+/** No such file, or a key that is (or runs through) the place of another kind of entry. */
+const isAbsence = (error: unknown): boolean => ["ENOENT", "ENOTDIR", "EISDIR"].includes(String(codeOf(error)));
+
+/** For `.catch`: undefined instead of an expected error. */
+function unless(expected: (error: unknown) => boolean): (error: unknown) => undefined {
+  return (error) => {
+    if (!expected(error)) throw error;
+  };
+}
+
+function notFound(key: string): (error: unknown) => never {
+  return (error) => {
+    throw isAbsence(error) ? new BlobNotFound(key) : error;
+  };
+}

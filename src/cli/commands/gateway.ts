@@ -1,0 +1,43 @@
+/** `dream-engine gateway`: the HTTP role alone. */
+import { randomBytes } from "node:crypto";
+
+import type { Command } from "commander";
+
+import { loadManifests } from "#platform/bundles.ts";
+import { systemClock } from "#platform/clock.ts";
+import { createRegistry } from "#platform/metrics.ts";
+import { openQueues } from "#queue/open-queues.ts";
+
+import { openBlobs, openDatabase, requireDatabaseUrl, runRole } from "../context.ts";
+import { poolStatesFromTraffic } from "../pool-states.ts";
+
+export function addGateway(program: Command): void {
+  program
+    .command("gateway")
+    .description("run one gateway (needs DATABASE_URL; REDIS_URL and BLOB_URL as the other roles have them)")
+    .action(() =>
+      runRole("gateway", async (config, log, parts) => {
+        const { startGateway } = await import("#gateway/server.ts"); // see serve.ts
+        requireDatabaseUrl(config);
+        const { db, url } = await openDatabase(config, log, parts);
+        const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: true, log });
+        parts.push(["queues", queues]);
+        const bundles = await loadManifests(config.MODELS_DIR);
+        const gateway = await startGateway({
+          config,
+          host: config.HOST,
+          port: config.PORT,
+          db,
+          queues,
+          blobs: openBlobs(config),
+          bundles,
+          pools: poolStatesFromTraffic(db, queues, bundles),
+          clock: systemClock,
+          random: randomBytes,
+          log,
+          registry: createRegistry("gateway"),
+        });
+        parts.push(["gateway", gateway]);
+      }),
+    );
+}

@@ -1,0 +1,33 @@
+/** `dream-engine <command>`: the one entry of every process. Each command's file is a composition root. */
+import { Command } from "commander";
+
+import { addCredits } from "./commands/credits.ts";
+import { addDoctor } from "./commands/doctor.ts";
+import { addGateway } from "./commands/gateway.ts";
+import { addKeys } from "./commands/keys.ts";
+import { addPredict } from "./commands/predict.ts";
+import { addScheduler } from "./commands/scheduler.ts";
+import { addServe } from "./commands/serve.ts";
+import { addSettlement } from "./commands/settlement.ts";
+import { addWorker } from "./commands/worker.ts";
+import { endWith } from "./end.ts";
+
+const program = new Command("dream-engine")
+  .description("Action-conditioned video world models: serving, keys, credits")
+  .showHelpAfterError("(--help says what is expected)");
+
+for (const add of [
+  addServe,
+  addGateway,
+  addWorker,
+  addSettlement,
+  addScheduler,
+  addKeys,
+  addCredits,
+  addPredict,
+  addDoctor,
+]) {
+  add(program);
+}
+
+await endWith(program.parseAsync());

@@ -1,0 +1,145 @@
+/**
+ * Everything in one process group: gateway, scheduler and settlement in this process, inference workers as its
+ * children. The same parts run one by one as separate deployments (commands/gateway.ts and its siblings).
+ */
+import { randomBytes } from "node:crypto";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+
+import type { Manifest } from "#contract/manifest.ts";
+import { startGateway } from "#gateway/server.ts";
+import { loadManifests } from "#platform/bundles.ts";
+import { systemClock } from "#platform/clock.ts";
+import type { Config } from "#platform/config.ts";
+import type { Database } from "#platform/database.ts";
+import { type Service, stopAll } from "#platform/lifecycle.ts";
+import type { Log } from "#platform/log.ts";
+import { createRegistry } from "#platform/metrics.ts";
+import { openQueues } from "#queue/open-queues.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+import { type Fleet, startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
+import { startScheduler } from "#scheduler/scheduler.ts";
+import { startSettlementWorker } from "#workers/settlement/worker.ts";
+
+import { openBlobs, openDatabase, type Parts } from "./context.ts";
+import { findPortHolder } from "./port-holder.ts";
+import { findRunningServer, noteRunningServer } from "./running-server.ts";
+import type { Steps } from "./steps.ts";
+import { errorCode, UserError } from "./user-error.ts";
+import { workerDatabaseUrl, workerEnv } from "./worker-access.ts";
+
+/** The program of an inference worker, as the fleet starts it. */
+const WORKER_ENTRY = fileURLToPath(import.meta.resolve("#workers/inference/main.ts"));
+const WARM_POLL_MS = 50;
+
+export interface System extends Service {
+  readonly url: string;
+  readonly manifests: readonly Manifest[];
+  readonly db: Database;
+  readonly queues: QueueSystem;
+  readonly fleet: Fleet;
+}
+
+/** Starts everything and resolves when the gateway answers; workers may still be warming (see `untilWarm`). */
+export async function startSystem(config: Config, log: Log, steps: Steps): Promise<System> {
+  const parts: Parts = [];
+  try {
+    return await assemble(config, log, steps, parts);
+  } catch (error) {
+    await stopAll(parts, log);
+    throw error;
+  }
+}
+
+async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): Promise<System> {
+  const clock = systemClock;
+  const manifests = await loadManifests(config.MODELS_DIR);
+  const { db, url: ownerUrl, embedded } = await openDatabase(config, log, parts, (step) => steps.begin(step));
+  if (embedded && !(await embedded.claimServe())) throw await alreadyServing(config.DATA_DIR);
+  steps.done(embedded ? "database" : "database (DATABASE_URL)");
+
+  const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: ownerUrl, migrate: true, log });
+  parts.push(["queues", queues]);
+  const blobs = openBlobs(config);
+  const registry = createRegistry("serve");
+  const models = manifests.map(({ slug }) => slug);
+
+  parts.push(["settlement", await startSettlementWorker({ db, queues, log: log.child({ part: "settlement" }) })]);
+  const queueUrl = queues.backend === "postgres" ? await workerDatabaseUrl(db, ownerUrl, randomBytes) : null;
+  const fleet = await startLocalFleet({
+    models,
+    size: config.WORKERS,
+    entry: WORKER_ENTRY,
+    envOf: (model) => workerEnv(config, model, queueUrl),
+    noteFolder: join(config.DATA_DIR, "workers"),
+    clock,
+    log,
+  });
+  parts.push(["inference workers", fleet]);
+  const scheduler = await startScheduler({
+    db,
+    queues,
+    blobs,
+    models: manifests,
+    // Without workers of its own, this process does not know how many others there are.
+    liveWorkers: (model) => (config.WORKERS === 0 ? null : fleet.liveWorkers(model)),
+    holder: `serve ${process.pid}`,
+    clock,
+    log: log.child({ part: "scheduler" }),
+    registry,
+  });
+  parts.push(["scheduler", scheduler]);
+
+  const pools = { poolStates: async () => Object.fromEntries(models.map((model) => [model, fleet.state(model)])) };
+  const gatewayLog = log.child({ part: "gateway" });
+  const gateway = await startGateway({
+    config,
+    host: config.HOST,
+    port: config.PORT,
+    db,
+    queues,
+    blobs,
+    bundles: manifests,
+    pools,
+    clock,
+    random: randomBytes,
+    log: gatewayLog,
+    registry,
+  }).catch(async (error: unknown) => {
+    throw errorCode(error) === "EADDRINUSE" ? await portInUse(config.PORT) : error;
+  });
+  parts.push(["gateway", gateway]);
+  steps.done(`gateway on ${gateway.url}`);
+
+  const removeNote = await noteRunningServer(config.DATA_DIR, gateway.url);
+  parts.push(["note", { stop: removeNote }]);
+  return { url: gateway.url, manifests, db, queues, fleet, stop: () => stopAll(parts.splice(0), log) };
+}
+
+/** Waits until every model has a worker; false when one keeps dying or `signal` ends the wait. */
+export async function untilWarm({ manifests, fleet }: System, signal: AbortSignal): Promise<boolean> {
+  while (!signal.aborted) {
+    if (manifests.every(({ slug }) => fleet.state(slug) === "warm")) return true;
+    if (manifests.some(({ slug }) => fleet.crashLoop(slug) !== null)) return false;
+    await delay(WARM_POLL_MS);
+  }
+  return false;
+}
+
+async function alreadyServing(dataDir: string): Promise<UserError> {
+  const other = await findRunningServer(dataDir);
+  return new UserError(
+    `Dream Engine already runs on ${dataDir}` +
+      (other ? `: process ${other.pid}, ${other.url}\n` : ".\n") +
+      "Use that one, stop it first, or start another one with its own data: DATA_DIR=another-folder PORT=8081 npm start",
+  );
+}
+
+async function portInUse(port: number): Promise<UserError> {
+  const holder = await findPortHolder(port);
+  return new UserError(
+    `Port ${port} is in use${holder === null ? "" : ` by ${holder}`}.\n` +
+      `Stop that program, or choose another port: PORT=${port === 8080 ? 8081 : 8080} npm start (PORT=0 picks a free one)`,
+  );
+}

@@ -1,0 +1,188 @@
+/**
+ * The gateway as a Fastify instance: its parts, its hooks in their order, its routes. Nothing listens yet (server.ts).
+ *
+ * Order of a request: request id → log and metrics → (draining: 503) → base URL's model (404) → key (401) → rate
+ * (429) → headers of the form (413, 415) → balance (402) → body (400, 422) → debit (402) → wait → answer.
+ */
+import multipart from "@fastify/multipart";
+import { fastify, type FastifyBaseLogger, type FastifyInstance, type FastifyRequest } from "fastify";
+
+import { ApiError } from "#contract/errors.ts";
+import { newRequestId } from "#contract/ids.ts";
+import { BODY_BYTES_MAX } from "#contract/limits.ts";
+import { sharedSecret } from "#platform/shared-secret.ts";
+import { predictQueue } from "#queue/queues.ts";
+
+import { createBackground } from "./background.ts";
+import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
+import { createFrameNormaliser } from "./input/frame.ts";
+import { startLease } from "./lease.ts";
+import { createModels, type Model } from "./models.ts";
+import { addErrors, answerFrameworkError, createClientErrorAnswer } from "./plugins/errors.ts";
+import { addHttpMetrics } from "./plugins/http-metrics.ts";
+import { createKeyCheck } from "./plugins/keys.ts";
+import { addOpenApi } from "./plugins/openapi.ts";
+import { checkFormHeaders, createBalanceCheck } from "./plugins/paid-form.ts";
+import { createKeyRateLimit } from "./plugins/rate-limit.ts";
+import { addRequestId } from "./plugins/request-id.ts";
+import { addRequestLog } from "./plugins/request-log.ts";
+import { addSecurityHeaders } from "./plugins/security-headers.ts";
+import { createPredictor } from "./predict/predict.ts";
+import { createFinishWaits } from "./predict/wait.ts";
+import { createRateLimiter } from "./rate-limiter.ts";
+import type { RouteParts } from "./route-parts.ts";
+import { addBillingRoutes } from "./routes/billing.ts";
+import { addMetricsRoute } from "./routes/metrics.ts";
+import { addModelRoutes } from "./routes/models.ts";
+import { addPredictRoutes } from "./routes/predict.ts";
+import { addRolloutRoutes } from "./routes/rollouts.ts";
+import { addLivenessRoute, addReadinessRoute, addStatusRoute } from "./routes/status.ts";
+import { addVideoRoute } from "./routes/videos.ts";
+import { createServerStatus } from "./status.ts";
+
+/** A whole request has to arrive within this; a 32 MB body does on 3 Mbit/s. */
+const REQUEST_ARRIVES_WITHIN_MS = 90_000;
+/** Silence on a socket; above the longest synchronous wait, during which nothing is sent. */
+const SOCKET_SILENCE_MAX_MS = 320_000;
+/** Above the idle time of the usual load balancers (60 s), so that the closing end is never ours. */
+const KEEP_ALIVE_MS = 72_000;
+
+export interface Gateway {
+  readonly app: FastifyInstance;
+  /** New requests get 503; those that wait go on. */
+  drain(): void;
+  /** Cancels and refunds what still waits. */
+  cancelWaiting(): void;
+}
+
+export async function createGateway(options: GatewayOptions): Promise<FastifyInstance> {
+  return (await assembleGateway(options)).app;
+}
+
+/** As createGateway, with the two steps by which a server stops. */
+export async function assembleGateway(options: GatewayOptions): Promise<Gateway> {
+  const { config, db, queues, clock, random, log, registry, bounds = DEFAULT_BOUNDS } = options;
+  const models = createModels(options.bundles, config.DEFAULT_MODEL);
+  const stopping = new AbortController();
+  let draining = false;
+
+  const app: FastifyInstance = fastify({
+    loggerInstance: log as FastifyBaseLogger, // or its type would spread over every route
+    disableRequestLogging: true,
+    trustProxy: false,
+    genReqId: () => newRequestId(random),
+    bodyLimit: BODY_BYTES_MAX,
+    requestTimeout: REQUEST_ARRIVES_WITHIN_MS,
+    connectionTimeout: SOCKET_SILENCE_MAX_MS,
+    keepAliveTimeout: KEEP_ALIVE_MS,
+    forceCloseConnections: "idle",
+    // The draining hook below answers in our own form.
+    return503OnClosing: false,
+    frameworkErrors: answerFrameworkError,
+    clientErrorHandler: createClientErrorAnswer(random, log),
+    ajv: { customOptions: { verbose: true, removeAdditional: false } },
+  });
+
+  const background = createBackground(log);
+  const queueOf = memoised((model: string) => predictQueue(queues, model));
+  const waits = await createFinishWaits({ db, queues, clock, log });
+  const lease = await startLease(db, random, log);
+  const limiter = createRateLimiter(clock);
+  const keyed = [
+    createKeyCheck(app, { db, auth: config.AUTH, clock, random, limiter }),
+    createKeyRateLimit(limiter),
+  ];
+
+  const parts: RouteParts = {
+    ...options,
+    models,
+    background,
+    queueOf,
+    status: createServerStatus({ db, clock, models, pools: options.pools, queueOf }),
+    normaliseFrame: createFrameNormaliser(),
+    videoSecret: await sharedSecret(db, "video_url", random),
+    keyed,
+    paidForm: [...keyed, checkFormHeaders, createBalanceCheck(db, clock, models)],
+    baseModel: (request) => baseModelOf(request) ?? models.ofBaseUrl(undefined),
+    publicUrl: (request) => config.PUBLIC_URL ?? `http://${request.host}`,
+    predictor: createPredictor({
+      ...options,
+      waits,
+      background,
+      waiterId: lease.id,
+      stopping: stopping.signal,
+      syncDeadlineMs: bounds.syncDeadlineMs,
+    }),
+  };
+
+  addErrors(app);
+  addRequestId(app);
+  addRequestLog(app, log);
+  addHttpMetrics(app, registry);
+  addSecurityHeaders(app);
+  app.addHook("onRequest", async () => {
+    if (draining) throw new ApiError("shutting_down", "the server is stopping; try again", { headers: { Connection: "close" } });
+  });
+  await app.register(multipart);
+  await addOpenApi(app);
+
+  addMetricsRoute(app, parts);
+  addReadinessRoute(app, parts);
+  addVideoRoute(app, parts);
+  addModelScopedRoutes(app, parts);
+  await app.register(
+    async (scoped) => {
+      scoped.decorateRequest("baseModel", null);
+      scoped.addHook<{ Params: { base_model: string } }>("onRequest", async (request) => {
+        request.baseModel = models.ofBaseUrl(request.params.base_model);
+      });
+      addModelScopedRoutes(scoped, parts);
+    },
+    { prefix: "/m/:base_model" },
+  );
+
+  app.addHook("onClose", async () => {
+    stopping.abort();
+    await waits.stop();
+    await background.settled();
+    await lease.stop();
+  });
+  await app.ready();
+  return {
+    app,
+    drain: () => {
+      draining = true;
+    },
+    cancelWaiting: () => stopping.abort(),
+  };
+}
+
+declare module "fastify" {
+  interface FastifyRequest {
+    /** Set below /m/<slug>. */
+    baseModel?: Model | null;
+  }
+}
+
+const baseModelOf = (request: FastifyRequest): Model | null => request.baseModel ?? null;
+
+/** What answers under every base URL. */
+function addModelScopedRoutes(app: FastifyInstance, parts: RouteParts): void {
+  addLivenessRoute(app);
+  addModelRoutes(app, parts);
+  addStatusRoute(app, parts);
+  addPredictRoutes(app, parts);
+  addRolloutRoutes(app, parts);
+  addBillingRoutes(app, parts);
+}
+
+function memoised<T>(make: (name: string) => T): (name: string) => T {
+  const made = new Map<string, T>();
+  return (name) => {
+    const before = made.get(name);
+    if (before !== undefined) return before;
+    const fresh = make(name);
+    made.set(name, fresh);
+    return fresh;
+  };
+}

@@ -1,0 +1,118 @@
+/** Sends finished videos: one as `video/mp4`, a batch as a tar. A body that ended whole counts as delivered. */
+import type { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+
+import type { FastifyReply } from "fastify";
+import { pack } from "tar-stream";
+
+import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
+import { ApiError } from "#contract/errors.ts";
+import { usdText } from "#contract/mils.ts";
+import type { Database } from "#platform/database.ts";
+import { markDelivered } from "#rollouts/find.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+
+import type { Background } from "../background.ts";
+
+export interface DeliveryParts {
+  readonly db: Database;
+  readonly blobs: BlobStore;
+  readonly background: Background;
+}
+
+export function sendVideo(parts: DeliveryParts, rollout: Rollout, reply: FastifyReply): Promise<FastifyReply> {
+  return whileStored(rollout, async () => {
+    const [video] = await videosOf(parts.blobs, rollout);
+    if (!video) throw new BlobNotFound(rollout.id);
+    const body = await parts.blobs.stream(video.key);
+    describe(reply, rollout);
+    noteDelivery(parts, rollout, reply);
+    return reply.header("Content-Length", video.bytes).type("video/mp4").send(body);
+  });
+}
+
+/** `rollout_000.mp4`… in submission order; the same rollout always gives the same bytes. */
+export function sendTar(parts: DeliveryParts, rollout: Rollout, reply: FastifyReply): Promise<FastifyReply> {
+  return whileStored(rollout, async () => {
+    const videos = await videosOf(parts.blobs, rollout);
+    describe(reply, rollout);
+    reply.header("X-DreamEngine-Batch-Size", rollout.k);
+    noteDelivery(parts, rollout, reply);
+    // A known length lets the client tell a broken connection from the end of the archive.
+    return reply.header("Content-Length", tarBytes(videos)).type("application/x-tar").send(tarOf(parts, videos));
+  });
+}
+
+interface StoredVideo {
+  readonly key: string;
+  readonly bytes: number;
+}
+
+async function videosOf(blobs: BlobStore, { result }: Rollout): Promise<StoredVideo[]> {
+  return Promise.all(
+    (result?.video_keys ?? []).map(async (key) => {
+      const info = await blobs.info(key);
+      if (!info) throw new BlobNotFound(key);
+      return { key, bytes: info.bytes };
+    }),
+  );
+}
+
+/** Retention deletes videos; a rollout found again later may have lost its own. */
+async function whileStored<T>(rollout: Rollout, send: () => Promise<T>): Promise<T> {
+  try {
+    return await send();
+  } catch (error) {
+    if (!(error instanceof BlobNotFound)) throw error;
+    throw new ApiError("rollout_lost", `the video of ${rollout.id} is not stored any more`, { cause: error });
+  }
+}
+
+function describe(reply: FastifyReply, rollout: Rollout): void {
+  reply.headers({
+    "X-DreamEngine-Rollout-Id": rollout.id,
+    "X-DreamEngine-Frames": rollout.actions_per_candidate + 1,
+    "X-DreamEngine-Engine-Wall-Ms": engineWallMs(rollout),
+    "X-DreamEngine-Estimated-Charge-USD": usdText(rollout.charge_mils),
+    "X-DreamEngine-Customer-Id": rollout.customer_id,
+  });
+}
+
+/** Milliseconds with one decimal; 0 before there is a result. */
+export function engineWallMs({ result }: Rollout): number {
+  return Math.round((result?.timings.engine_wall_ms ?? 0) * 10) / 10;
+}
+
+function noteDelivery({ db, background }: DeliveryParts, rollout: Rollout, reply: FastifyReply): void {
+  // "finish": the last byte was handed to the system. A connection that broke before never comes here.
+  reply.raw.once("finish", () => background.run(`note that ${rollout.id} was delivered`, () => markDelivered(db, rollout.id)));
+}
+
+const TAR_BLOCK_BYTES = 512;
+
+/** A header and the padded content for each file, then two empty blocks (POSIX ustar). */
+function tarBytes(videos: readonly StoredVideo[]): number {
+  const blocks = videos.reduce((sum, { bytes }) => sum + 1 + Math.ceil(bytes / TAR_BLOCK_BYTES), 2);
+  return blocks * TAR_BLOCK_BYTES;
+}
+
+function tarOf({ blobs, background }: DeliveryParts, videos: readonly StoredVideo[]): Readable {
+  const tar = pack();
+  const fill = async (): Promise<void> => {
+    for (const [index, { key, bytes }] of videos.entries()) {
+      const name = `rollout_${String(index).padStart(3, "0")}.mp4`;
+      // A fixed time and owner, so that equal videos make equal archives.
+      const entry = tar.entry({ name, size: bytes, mtime: new Date(0), mode: 0o644, uid: 0, gid: 0 });
+      await pipeline(await blobs.stream(key), entry);
+    }
+    tar.finalize();
+  };
+  background.run("send a batch", () =>
+    fill().catch((error: unknown) => {
+      const reason = error instanceof Error ? error : new Error(String(error));
+      tar.destroy(reason);
+      throw reason;
+    }),
+  );
+  return tar as unknown as Readable; // a streamx readable: the same face, which Fastify pipes
+}

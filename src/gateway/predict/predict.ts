@@ -1,0 +1,184 @@
+/**
+ * A synchronous rollout from validated inputs to a finished row.
+ *
+ * 1. The same payload, paid and finished but not delivered to this customer: that one, at no charge.
+ * 2. Inputs are written, then `acceptRollout` debits and queues in one statement; a refusal leaves nothing behind.
+ * 3. Wait for the end. Whoever stops waiting first (client gone, deadline, server stopping) cancels, and the refund
+ *    is committed before anything is answered.
+ *
+ * Every function either returns a succeeded rollout or throws the ApiError that the caller gets.
+ */
+import type { BlobStore } from "#blobs/blob-store.ts";
+import { ApiError } from "#contract/errors.ts";
+import { newRolloutId, type RandomBytes, type RequestId, type RolloutId } from "#contract/ids.ts";
+import { blobKeys } from "#contract/jobs.ts";
+import type { RolloutRoute, SamplingParams } from "#contract/rollout.ts";
+import type { KeyIdentity } from "#keys/keys.ts";
+import type { Clock } from "#platform/clock.ts";
+import type { Database } from "#platform/database.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+import { acceptRollout } from "#rollouts/accept.ts";
+import { findUndelivered } from "#rollouts/find.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+import { settle } from "#rollouts/settle.ts";
+
+import type { Background } from "../background.ts";
+import { fingerprintOf } from "../input/fingerprint.ts";
+import type { Frame } from "../input/frame.ts";
+import { type Actions, actionsBytes } from "../input/npy.ts";
+import type { Model } from "../models.ts";
+import { errorOf } from "./failure.ts";
+import type { FinishWaits } from "./wait.ts";
+
+export interface PredictCall {
+  readonly identity: KeyIdentity;
+  readonly request_id: RequestId;
+  readonly route: RolloutRoute;
+  readonly model: Model;
+  readonly frame: Frame;
+  /** One per candidate, all of the same length. */
+  readonly candidates: readonly [Actions, ...Actions[]];
+  readonly params: SamplingParams;
+  readonly idempotency_key: string | null;
+  /** Aborts when the caller went away. */
+  readonly gone: AbortSignal;
+}
+
+export interface Predictor {
+  predict(call: PredictCall): Promise<Rollout>;
+}
+
+export interface PredictorParts {
+  readonly db: Database;
+  readonly queues: QueueSystem;
+  readonly blobs: BlobStore;
+  readonly clock: Clock;
+  readonly random: RandomBytes;
+  readonly waits: FinishWaits;
+  readonly background: Background;
+  /** This process in `gateway_leases`: when the lease ends, its callers have lost us. */
+  readonly waiterId: string;
+  /** Aborts when this server stops and its grace is over. */
+  readonly stopping: AbortSignal;
+  readonly syncDeadlineMs: number;
+}
+
+/** A cancellation that fails is repeated: the waits add up to half a minute, which outlasts a database restart. */
+const CANCEL_ATTEMPTS = 6;
+const CANCEL_RETRY_FIRST_MS = 500;
+
+export function createPredictor(parts: PredictorParts): Predictor {
+  const { db, queues, blobs, clock, random, waits, background, waiterId, stopping, syncDeadlineMs } = parts;
+
+  async function predict(call: PredictCall): Promise<Rollout> {
+    const deadline = clock.now() + syncDeadlineMs;
+    const actions = actionsBytes(call.candidates);
+    const k = call.candidates.length;
+    const fingerprint = fingerprintOf({
+      bundle: call.model.identity,
+      pixels: call.frame.pixels,
+      actions,
+      k,
+      params: call.params,
+    });
+    // With an idempotency key the key itself leads back to the rollout.
+    if (call.idempotency_key === null) {
+      const undelivered = await findUndelivered(
+        db,
+        call.identity.customer_id,
+        fingerprint,
+        k,
+        new Date(clock.now()),
+      );
+      if (undelivered) return undelivered;
+    }
+    if (call.gone.aborted) throw new ApiError("client_closed_request", "the caller went away before anything began");
+    const accepted = await accept(call, actions, fingerprint, deadline);
+    return await finish(call, accepted, deadline);
+  }
+
+  async function accept(call: PredictCall, actions: Buffer, fingerprint: Buffer, deadline: number): Promise<Rollout> {
+    const id = newRolloutId(random);
+    const deleteInputs = (): void =>
+      background.run("delete the inputs of a refused rollout (the sweep will)", () =>
+        Promise.all([blobs.delete(blobKeys.frame(id)), blobs.delete(blobKeys.actions(id))]),
+      );
+    try {
+      await Promise.all([blobs.put(blobKeys.frame(id), call.frame.png), blobs.put(blobKeys.actions(id), actions)]);
+      const { kind, rollout } = await acceptRollout(db, {
+        id,
+        key_id: call.identity.key_id,
+        customer_id: call.identity.customer_id,
+        request_id: call.request_id,
+        route: call.route,
+        model: call.model.slug,
+        lane: "realtime",
+        k: call.candidates.length,
+        actions_per_candidate: call.candidates[0].count,
+        params: call.params,
+        fingerprint,
+        idempotency_key: call.idempotency_key,
+        waiter_id: waiterId,
+        deadline_at: new Date(deadline),
+      });
+      if (kind === "replayed") deleteInputs();
+      else await queues.signals.publish({ kind: "queued" });
+      return rollout;
+    } catch (error) {
+      if (error instanceof ApiError) deleteInputs();
+      // The connection may have broken after the commit: then a rollout is paid that nobody waits for.
+      else background.run("cancel a rollout whose acceptance is unknown", () => cancelPatiently(id));
+      throw error;
+    }
+  }
+
+  async function finish(call: PredictCall, accepted: Rollout, deadline: number): Promise<Rollout> {
+    const { id } = accepted;
+    const giveUp = AbortSignal.any([call.gone, stopping]);
+    const finished = await waits.untilFinished(id, call.identity.customer_id, deadline, giveUp);
+    if (finished) return succeeded(finished);
+
+    // Others may wait for the same rollout under the same idempotency key: here, or where it was accepted.
+    const othersWait = waits.waiting(id) > 0 || accepted.waiter_id !== waiterId;
+    if (call.gone.aborted && othersWait) {
+      throw new ApiError("client_closed_request", "the caller went away; others still wait for this rollout");
+    }
+    const outcome = await cancel(id).catch((error: unknown) => {
+      background.run("cancel a rollout that nobody waits for", () => cancelPatiently(id));
+      throw error;
+    });
+    // It finished in the last moment: whoever is still there gets it.
+    if (outcome && outcome.status !== "cancelled") return succeeded(outcome);
+    if (call.gone.aborted) throw new ApiError("client_closed_request", "the caller went away; cancelled and refunded");
+    if (stopping.aborted) throw new ApiError("shutting_down", "the server is stopping; you were refunded, try again");
+    throw new ApiError(
+      "deadline_exceeded",
+      `not finished within ${Math.round(syncDeadlineMs / 1000)} s; cancelled and refunded in full`,
+    );
+  }
+
+  async function cancel(id: RolloutId): Promise<Rollout | null> {
+    const { settled, rollout } = await settle(db, id, null, { kind: "cancelled", frames_delivered: 0 });
+    if (settled) await queues.signals.publish({ kind: "cancel", rollout_id: id });
+    return rollout;
+  }
+
+  async function cancelPatiently(id: RolloutId): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      await new Promise((resolve) => setTimeout(resolve, CANCEL_RETRY_FIRST_MS * 2 ** (attempt - 1)));
+      try {
+        await cancel(id);
+        return;
+      } catch (error) {
+        if (attempt === CANCEL_ATTEMPTS) throw error;
+      }
+    }
+  }
+
+  return { predict };
+}
+
+function succeeded(rollout: Rollout): Rollout {
+  if (rollout.status !== "succeeded") throw errorOf(rollout);
+  return rollout;
+}

@@ -1,0 +1,32 @@
+/** What the routes share: made once in app.ts. */
+import type { FastifyRequest, onRequestAsyncHookHandler } from "fastify";
+
+import type { JobQueue } from "#queue/job-queue.ts";
+import type { PredictJob } from "#contract/jobs.ts";
+
+import type { Background } from "./background.ts";
+import type { GatewayOptions } from "./gateway-parts.ts";
+import type { NormaliseFrame } from "./input/frame.ts";
+import type { Model, Models } from "./models.ts";
+import type { Predictor } from "./predict/predict.ts";
+import type { ServerStatus } from "./status.ts";
+
+export interface RouteParts extends GatewayOptions {
+  readonly models: Models;
+  readonly predictor: Predictor;
+  readonly normaliseFrame: NormaliseFrame;
+  readonly background: Background;
+  readonly status: ServerStatus;
+  /** Predict queues by model. */
+  readonly queueOf: (model: string) => JobQueue<PredictJob>;
+  /** Signs video links. */
+  readonly videoSecret: Buffer;
+  /** First hooks of a route that needs a key: who, and how often. */
+  readonly keyed: readonly onRequestAsyncHookHandler[];
+  /** As `keyed`, and what must hold before a form is read: its type, its size, a balance that can pay for anything. */
+  readonly paidForm: readonly onRequestAsyncHookHandler[];
+  /** The model of the base URL that was asked (`/m/<slug>` or the bare one). */
+  readonly baseModel: (request: FastifyRequest) => Model;
+  /** The base URL that the caller knows us by, without a model. */
+  readonly publicUrl: (request: FastifyRequest) => string;
+}

@@ -1,0 +1,107 @@
+/** The multipart forms of the predict routes: as documentation, and as what their handlers need. */
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { Type } from "typebox";
+
+import { ApiError } from "#contract/errors.ts";
+import {
+  ACTIONS_PER_ROLLOUT_MAX,
+  CANDIDATES_MAX,
+  GUIDANCE_MAX,
+  GUIDANCE_MIN,
+  IDEMPOTENCY_KEY_CHARS_MAX,
+  NUM_STEPS_MAX,
+  NUM_STEPS_MIN,
+  PROMPT_BYTES_MAX,
+} from "#contract/limits.ts";
+import type { Manifest } from "#contract/manifest.ts";
+
+import { type Actions, parseActions } from "../input/npy.ts";
+
+const Frame = Type.String({
+  format: "binary",
+  description: "PNG or JPEG of any size up to 64 Mpx; resized to the model's resolution (Lanczos).",
+});
+const ActionsFile = Type.String({
+  format: "binary",
+  description:
+    "A .npy array (T, action_dim) of numbers; T is a positive multiple of the model's chunk_size, " +
+    `at most ${ACTIONS_PER_ROLLOUT_MAX}. T actions give T + 1 frames.`,
+});
+const sampling = {
+  seed: Type.Optional(Type.Integer({ default: 0, description: "Any signed or unsigned 64-bit integer." })),
+  num_steps: Type.Optional(Type.Integer({ minimum: NUM_STEPS_MIN, maximum: NUM_STEPS_MAX })),
+  guidance: Type.Optional(Type.Number({ minimum: GUIDANCE_MIN, maximum: GUIDANCE_MAX })),
+  prompt: Type.Optional(Type.String({ description: `At most ${PROMPT_BYTES_MAX} bytes of UTF-8.` })),
+  model: Type.Optional(Type.String({ description: "A model's slug; unset: the model of this base URL." })),
+};
+
+export const PredictForm = Type.Object({ frame: Frame, actions: ActionsFile, ...sampling });
+export const BatchForm = Type.Object({
+  frame: Frame,
+  actions: Type.Array(ActionsFile, {
+    minItems: 1,
+    maxItems: CANDIDATES_MAX,
+    description: "One part per candidate, all of the same length, in order.",
+  }),
+  ...sampling,
+});
+export const RolloutForm = Type.Object({
+  start_frame: Frame,
+  actions: ActionsFile,
+  params: Type.Optional(
+    Type.String({
+      description: "JSON text: {model, seed, num_steps, guidance, prompt}; score, mode and webhook_url come later.",
+      examples: ['{"seed": 7}'],
+    }),
+  ),
+});
+
+export const IdempotencyHeaders = Type.Object({
+  "idempotency-key": Type.Optional(
+    Type.String({
+      description: "The same key and payload give the same rollout, charged once; kept for 24 hours.",
+      maxLength: IDEMPOTENCY_KEY_CHARS_MAX,
+    }),
+  ),
+});
+
+export function idempotencyKeyOf(request: FastifyRequest): string | null {
+  const key = request.headers["idempotency-key"];
+  if (key === undefined) return null;
+  if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key) || key.length > IDEMPOTENCY_KEY_CHARS_MAX) {
+    throw new ApiError(
+      "invalid_input",
+      `Idempotency-Key: expected 1 to ${IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters, got ${key.length} characters`,
+    );
+  }
+  return key;
+}
+
+/** Every candidate, checked against the model; all of them have to be of one length. */
+export function parseCandidates(files: readonly Buffer[], manifest: Manifest): [Actions, ...Actions[]] {
+  if (files.length > CANDIDATES_MAX) {
+    throw new ApiError("invalid_input", `actions: expected at most ${CANDIDATES_MAX} parts, got ${files.length}`);
+  }
+  const shape = { ...manifest.shapes, actions_max: ACTIONS_PER_ROLLOUT_MAX };
+  const name = (index: number): string => (files.length === 1 ? "actions" : `actions ${index}`);
+  const [first, ...others] = files.map((file, index) => parseActions(file, shape, name(index)));
+  if (!first) throw new ApiError("invalid_input", "actions: expected at least one part");
+  const odd = others.findIndex(({ count }) => count !== first.count);
+  if (odd >= 0) {
+    throw new ApiError(
+      "invalid_input",
+      `${name(odd + 1)}: expected ${first.count} actions as in the first part, got ${others[odd]?.count}`,
+    );
+  }
+  return [first, ...others];
+}
+
+/** Aborts when the caller's connection closes before our answer is whole. */
+export function goneSignal(reply: FastifyReply): AbortSignal {
+  const controller = new AbortController();
+  reply.raw.once("close", () => {
+    if (!reply.raw.writableFinished) controller.abort();
+  });
+  if (reply.raw.destroyed) controller.abort();
+  return controller.signal;
+}

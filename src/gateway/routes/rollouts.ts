@@ -1,0 +1,108 @@
+/** `POST /v1/rollouts` answers with an envelope that links to the video; `GET /v1/rollouts/{id}` shows it again. */
+import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { Type } from "typebox";
+
+import { ApiError } from "#contract/errors.ts";
+import { jobIdOf, parseRolloutId } from "#contract/ids.ts";
+import { findRollout, markDelivered, queuePosition } from "#rollouts/find.ts";
+import { isTerminal } from "#rollouts/lifecycle.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+
+import { readForm } from "../input/multipart.ts";
+import { parseParams, samplingParams } from "../input/params.ts";
+import { identityOf } from "../plugins/keys.ts";
+import { requestIdOf } from "../plugins/request-id.ts";
+import { envelopeOf, RolloutEnvelope } from "../predict/envelope.ts";
+import type { RouteParts } from "../route-parts.ts";
+import { goneSignal, IdempotencyHeaders, idempotencyKeyOf, parseCandidates, RolloutForm } from "./forms.ts";
+
+/** When to look again at a rollout that has not finished. */
+const RETRY_AFTER_S = 1;
+
+export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void {
+  const app = bare.withTypeProvider<TypeBoxTypeProvider>();
+  const { db, models, predictor, normaliseFrame, baseModel, queueOf, clock, videoSecret, publicUrl } = parts;
+
+  async function envelope(rollout: Rollout, request: FastifyRequest): Promise<RolloutEnvelope> {
+    const waits = !isTerminal(rollout.status);
+    const job =
+      rollout.status === "dispatched"
+        ? await queueOf(rollout.model).find(jobIdOf(rollout.id, rollout.attempt))
+        : null;
+    const running = job?.state === "active";
+    return envelopeOf(rollout, {
+      // A model that was taken down since cannot be found any more; its rollouts keep their other fields.
+      manifest: models.ofRequest(rollout.model, baseModel(request)).manifest,
+      secret: videoSecret,
+      publicUrl: publicUrl(request),
+      nowMs: clock.now(),
+      running,
+      queuePosition: waits && !running ? await queuePosition(db, rollout) : null,
+    });
+  }
+
+  app.post(
+    "/v1/rollouts",
+    {
+      onRequest: [...parts.paidForm],
+      config: { form: RolloutForm },
+      schema: {
+        summary: "Dream one rollout; the answer links to the video",
+        tags: ["predict"],
+        headers: IdempotencyHeaders,
+        response: { 200: RolloutEnvelope },
+      },
+    },
+    async (request, reply) => {
+      const gone = goneSignal(reply);
+      const idempotency_key = idempotencyKeyOf(request);
+      const form = await readForm(request, {
+        files: ["start_frame", "actions"],
+        repeatedFiles: [],
+        texts: ["params"],
+      });
+      const { model: named, ...requested } = parseParams(form.text("params"));
+      const model = models.ofRequest(named, baseModel(request));
+      const params = samplingParams(requested, model.manifest);
+      const candidates = parseCandidates([form.file("actions")], model.manifest);
+      const frame = await normaliseFrame(form.file("start_frame"), model.manifest.shapes, "start_frame");
+      const rollout = await predictor.predict({
+        identity: identityOf(request),
+        request_id: requestIdOf(request),
+        route: "rollouts",
+        model,
+        frame,
+        candidates,
+        params,
+        idempotency_key,
+        gone,
+      });
+      // The caller fetches the video by its link, so a stored result is a delivered one.
+      await markDelivered(db, rollout.id);
+      return envelope(rollout, request);
+    },
+  );
+
+  app.get(
+    "/v1/rollouts/:id",
+    {
+      onRequest: [...parts.keyed],
+      schema: {
+        summary: "A rollout of yours",
+        tags: ["predict"],
+        params: Type.Object({ id: Type.String() }),
+        response: { 200: RolloutEnvelope },
+      },
+    },
+    async (request, reply) => {
+      const id = parseRolloutId(request.params.id);
+      const rollout = id && (await findRollout(db, id, identityOf(request).customer_id));
+      if (!rollout) {
+        throw new ApiError("rollout_not_found", "no such rollout of yours; expected rollout_ and 32 hexadecimal digits");
+      }
+      if (!isTerminal(rollout.status)) reply.header("Retry-After", RETRY_AFTER_S);
+      return envelope(rollout, request);
+    },
+  );
+}

@@ -1,0 +1,66 @@
+/** From the backlog to the workers: what the dispatcher reads and writes, and the job that a worker gets. */
+import type { RolloutId } from "#contract/ids.ts";
+import { blobKeys, type PredictJob } from "#contract/jobs.ts";
+import type { Sql } from "#platform/database.ts";
+
+import { fencedBy } from "./leader.ts";
+import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
+
+/** When the sweep first looks at a dispatched rollout: its job should be in the queue long before. */
+const FIRST_SWEEP_AFTER_MS = 5_000;
+
+/** Queued rollouts of one model: whoever waits first, then first come, first served. */
+export function readBacklog(sql: Sql, model: string, limit: number): Promise<Rollout[]> {
+  return sql.query<Rollout>(
+    `SELECT ${ROLLOUT_COLUMNS} FROM rollouts WHERE model = $1 AND status = 'queued'
+      ORDER BY (lane = 'bulk'), created_at, id LIMIT $2`,
+    [model, limit],
+  );
+}
+
+/** What is dispatched and not finished; a rollout counts as many samples as it has candidates. */
+export async function readInFlight(sql: Sql, model: string): Promise<{ rollouts: number; samples: number }> {
+  const [row] = await sql.query<{ rollouts: number; samples: number }>(
+    `SELECT count(*)::int AS rollouts, coalesce(sum(k), 0)::int AS samples
+       FROM rollouts WHERE model = $1 AND status = 'dispatched'`,
+    [model],
+  );
+  return row ?? { rollouts: 0, samples: 0 };
+}
+
+/**
+ * `queued → dispatched`, for those of `ids` that are still queued and only in the leader's term; returns them in the
+ * backlog's order. Committed before their jobs are added: the other way round a fast job would run twice, or a
+ * cancelled one at all.
+ */
+export async function markDispatched(sql: Sql, epoch: bigint, ids: readonly RolloutId[]): Promise<Rollout[]> {
+  return await sql.query<Rollout>(
+    `WITH marked AS (
+       UPDATE rollouts
+          SET status = 'dispatched', attempt = attempt + 1, dispatched_at = now(),
+              sweep_at = now() + $3::float8 * interval '1 ms'
+        WHERE id = ANY ($2) AND status = 'queued' AND ${fencedBy("$1")}
+       RETURNING ${ROLLOUT_COLUMNS}
+     )
+     SELECT ${ROLLOUT_COLUMNS} FROM marked ORDER BY (lane = 'bulk'), created_at, id`,
+    [epoch, ids, FIRST_SWEEP_AFTER_MS],
+  );
+}
+
+/** The job of the rollout's current attempt. */
+export function predictJobOf(rollout: Rollout): PredictJob {
+  return {
+    rollout_id: rollout.id,
+    attempt: rollout.attempt,
+    model: rollout.model,
+    lane: rollout.lane,
+    frame_key: blobKeys.frame(rollout.id),
+    actions_key: blobKeys.actions(rollout.id),
+    k: rollout.k,
+    actions_per_candidate: rollout.actions_per_candidate,
+    params: rollout.params,
+    debited_mils: String(rollout.charge_mils),
+    deadline_ms: rollout.deadline_at.getTime(),
+    alone: false,
+  };
+}

@@ -1,0 +1,77 @@
+/** Reading rollouts, and noting that one was delivered. */
+import type { CustomerId, RolloutId } from "#contract/ids.ts";
+import type { RolloutResult } from "#contract/jobs.ts";
+import { REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
+import type { Sql } from "#platform/database.ts";
+
+import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
+
+/** Null also when it is another customer's: nobody learns which ids exist. */
+export async function findRollout(sql: Sql, id: RolloutId, customerId: CustomerId): Promise<Rollout | null> {
+  const [rollout] = await sql.query<Rollout>(
+    `SELECT ${ROLLOUT_COLUMNS} FROM rollouts WHERE id = $1 AND customer_id = $2`,
+    [id, customerId],
+  );
+  return rollout ?? null;
+}
+
+/** The latest rollout of that payload that is paid and finished, and whose video did not reach the customer. */
+export async function findUndelivered(
+  sql: Sql,
+  customerId: CustomerId,
+  fingerprint: Buffer,
+  k: number,
+  now: Date,
+): Promise<Rollout | null> {
+  const [rollout] = await sql.query<Rollout>(
+    `SELECT ${ROLLOUT_COLUMNS} FROM rollouts
+      WHERE customer_id = $1 AND fingerprint = $2 AND k = $3 AND finished_at > $4
+        AND status = 'succeeded' AND delivered_at IS NULL
+      ORDER BY finished_at DESC LIMIT 1`,
+    [customerId, fingerprint, k, new Date(now.getTime() - REDELIVERY_WINDOW_MS)],
+  );
+  return rollout ?? null;
+}
+
+/** Whether anything is left to deliver again: a customer whose last mils paid for it may ask without a balance. */
+export async function hasUndelivered(sql: Sql, customerId: CustomerId, now: Date): Promise<boolean> {
+  const [row] = await sql.query<{ found: boolean }>(
+    `SELECT EXISTS (SELECT FROM rollouts WHERE customer_id = $1 AND finished_at > $2
+                       AND status = 'succeeded' AND delivered_at IS NULL) AS found`,
+    [customerId, new Date(now.getTime() - REDELIVERY_WINDOW_MS)],
+  );
+  return row?.found ?? false;
+}
+
+/** The video reached the customer; the first time counts. */
+export async function markDelivered(sql: Sql, id: RolloutId): Promise<void> {
+  await sql.query(`UPDATE rollouts SET delivered_at = now() WHERE id = $1 AND delivered_at IS NULL`, [id]);
+}
+
+/** Blob keys of its videos, in candidate order; none unless it succeeded. For signed links, behind which no customer is known. */
+export async function findVideoKeys(sql: Sql, id: RolloutId): Promise<readonly string[]> {
+  const [rollout] = await sql.query<{ result: RolloutResult | null }>(`SELECT result FROM rollouts WHERE id = $1`, [
+    id,
+  ]);
+  return rollout?.result?.video_keys ?? [];
+}
+
+/** 1 for the next of its model to be dispatched; null when it is not in the backlog any more. */
+export async function queuePosition(sql: Sql, rollout: Rollout): Promise<number | null> {
+  const [row] = await sql.query<{ position: bigint }>(
+    // The order of readBacklog; the row's own time is read here, because a Date has no microseconds.
+    `SELECT count(*) AS position FROM rollouts other, rollouts this
+      WHERE this.id = $1 AND this.status = 'queued' AND other.model = this.model AND other.status = 'queued'
+        AND ((other.lane = 'bulk'), other.created_at, other.id) <= ((this.lane = 'bulk'), this.created_at, this.id)`,
+    [rollout.id],
+  );
+  return row && row.position > 0n ? Number(row.position) : null;
+}
+
+/** Rollouts in the backlog by model; a model without any is absent. */
+export async function countQueued(sql: Sql): Promise<Map<string, number>> {
+  const rows = await sql.query<{ model: string; queued: bigint }>(
+    `SELECT model, count(*) AS queued FROM rollouts WHERE status = 'queued' GROUP BY model`,
+  );
+  return new Map(rows.map(({ model, queued }) => [model, Number(queued)]));
+}

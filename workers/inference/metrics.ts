@@ -1,0 +1,74 @@
+/** What a worker process shows on /metrics beside Node's own. */
+import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+
+import type { Timings } from "#contract/jobs.ts";
+
+import type { EngineStats } from "./engine/counters.ts";
+
+/** How a job left this worker: an outcome, or one of the two ways back into the queue. */
+export type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "retried_alone";
+
+export interface WorkerMetrics {
+  jobEnded(end: JobEnd): void;
+  timed(timings: Timings): void;
+}
+
+/** From a warm rollout of the small model to the longest of a large one. */
+const SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300];
+
+export function createWorkerMetrics(
+  registry: Registry,
+  model: string,
+  engine: { readonly stats: EngineStats },
+): WorkerMetrics {
+  const registers = [registry];
+  const jobs = new Counter({
+    name: "dream_inference_jobs_total",
+    help: "Jobs by how they left this worker",
+    labelNames: ["model", "end"],
+    registers,
+  });
+  const engineWall = new Histogram({
+    name: "dream_inference_engine_wall_seconds",
+    help: "First forward to last decoded frame of a rollout",
+    labelNames: ["model"],
+    buckets: SECONDS,
+    registers,
+  });
+  const encode = new Histogram({
+    name: "dream_inference_encode_seconds",
+    help: "From the engine's end of a rollout to its videos being stored",
+    labelNames: ["model"],
+    buckets: SECONDS,
+    registers,
+  });
+  // The engine counts by itself, in its thread; these show its numbers at the time of the scrape.
+  registerStat("dream_inference_graph_runs_total", "Runs of each graph", "graph", () => engine.stats.runs);
+  registerStat("dream_inference_graph_rows_total", "Rows in the runs of each graph", "graph", () => engine.stats.rows);
+  registerStat(
+    "dream_inference_denoise_forwards_total",
+    "Denoising forwards by the number of samples that shared them",
+    "samples",
+    () => engine.stats.denoise_batches,
+  );
+
+  function registerStat(name: string, help: string, label: string, read: () => Record<string, number>): void {
+    const gauge = new Gauge({
+      name,
+      help,
+      labelNames: ["model", label],
+      registers,
+      collect() {
+        for (const [key, value] of Object.entries(read())) gauge.set({ model, [label]: key }, value);
+      },
+    });
+  }
+
+  return {
+    jobEnded: (end) => jobs.inc({ model, end }),
+    timed(timings) {
+      engineWall.observe({ model }, timings.engine_wall_ms / 1000);
+      encode.observe({ model }, timings.encode_ms / 1000);
+    },
+  };
+}
