@@ -1,9 +1,9 @@
 """Train the dynamics model.
 
-    python -m models.training.train_dynamics --workdir RUNS --steps 9000
+    python -m models.training.train_dynamics --workdir RUNS --steps 2000
 
 Each window teaches all of its frames at once: every token has a flow time of its own (1: noise, 0: already
-known, or between). From `--drift-from` of the way on, most batches first roll the model a few steps from each
+known, or between). From half of the way on (`--second-half`), most batches first roll the model a few steps from each
 true pose without gradients and then learn to go on from where it got ("pushforward"), which is what keeps the
 T's angle from drifting.
 """
@@ -66,7 +66,7 @@ def step_loss(forward, batch: dict[str, Tensor], depth: int) -> tuple[Tensor, di
                   "T_deg": error[4] * 0.08 * 57.3}
 
 
-def train(workdir: Path, steps: int, batch_size: int, drift_from: float, compiled: bool) -> None:
+def train(workdir: Path, steps: int, batch_size: int, second_half: float, compiled: bool) -> None:
     torch.manual_seed(3)
     windows, model = Windows(workdir), create_dynamics()
     matrices, rest = split_parameters(model, ("blocks.",))
@@ -80,8 +80,8 @@ def train(workdir: Path, steps: int, batch_size: int, drift_from: float, compile
     for step in range(done, steps):
         for optimiser, peak in zip(optimisers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = peak * min(1.0, (step + 1) / 100, 1.5 * (1 - step / steps))
-        depth = int(torch.randint(0, 3, ())) if step >= drift_from * steps else 0
+                group["lr"] = peak * min(1.0, (step + 1) / 100, (1 - step / steps) / (1 - second_half))
+        depth = int(torch.randint(0, 3, ())) if step >= second_half * steps else 0
         loss, report = step_loss(forward, windows.draw(batch_size), depth)
         for optimiser in optimisers:
             optimiser.zero_grad()
@@ -100,12 +100,12 @@ def train(workdir: Path, steps: int, batch_size: int, drift_from: float, compile
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("models/training/runs"))
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--drift-from", type=float, default=0.4)
+    parser.add_argument("--second-half", type=float, default=0.5, help="share of the steps after which pushforward begins and the learning rate falls to 0")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    train(args.workdir, args.steps, args.batch, args.drift_from, not args.no_compile)
+    train(args.workdir, args.steps, args.batch, args.second_half, not args.no_compile)
 
 
 if __name__ == "__main__":

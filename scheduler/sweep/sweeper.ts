@@ -86,7 +86,7 @@ async function lookAtNext(options: SweeperOptions): Promise<boolean> {
   const looked = await db.transaction(async (tx) => {
     const rollout = await nextOverdue(tx, epoch, new Date(clock.now()));
     if (!rollout) return null;
-    const action = decide(await gatherFacts(rollout, options));
+    const action = await lookAt(rollout, options);
     await act(tx, rollout, action, options);
     return { rollout, action };
   });
@@ -97,6 +97,16 @@ async function lookAtNext(options: SweeperOptions): Promise<boolean> {
     await announce(options, rollout.id, action.outcome, { why: "stuck", cancel: action.cancel });
   }
   return true;
+}
+
+/** A look that fails is put off like any other, or this row would keep those behind it from theirs. */
+async function lookAt(rollout: Rollout, options: SweeperOptions): Promise<Action> {
+  try {
+    return decide(await gatherFacts(rollout, options));
+  } catch (error) {
+    options.log.error({ err: error, rollout_id: rollout.id }, "could not look at a rollout; trying again later");
+    return { kind: "wait" };
+  }
 }
 
 /** In the order that the policy relies on: predict job, settlement job, result. */

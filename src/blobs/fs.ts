@@ -106,22 +106,22 @@ export function createFsBlobs(rootDir: string): BlobStore {
 
     async *list(prefix) {
       if (!PREFIX.test(prefix)) throw new RangeError(`not the beginning of a blob key: ${JSON.stringify(prefix)}`);
-      const folder = prefix.slice(0, prefix.lastIndexOf("/") + 1);
-      for await (const key of keysUnder(root, folder)) {
-        const info = key.startsWith(prefix) ? await infoOf(key, join(root, key)) : null;
+      for await (const key of keysUnder(root, prefix.slice(0, prefix.lastIndexOf("/") + 1), prefix)) {
+        const info = await infoOf(key, join(root, key));
         if (info !== null) yield info;
       }
     },
   };
 }
 
-/** Depth first. What disappears meanwhile is left out. `folder` is "" or ends with a slash. */
-async function* keysUnder(root: string, folder: string): AsyncIterable<string> {
-  const entries = await opendir(join(root, folder)).catch(unless(isAbsence));
+/** Keys that start with `prefix`, depth first; other folders are not entered. `folder` is "" or ends with a slash. */
+async function* keysUnder(root: string, folder: string, prefix: string): AsyncIterable<string> {
+  const entries = await opendir(join(root, folder)).catch(unless(isAbsence)); // or removed meanwhile
   for await (const entry of entries ?? []) {
-    if (entry.name.startsWith(".")) continue;
-    if (entry.isDirectory()) yield* keysUnder(root, `${folder}${entry.name}/`);
-    else yield folder + entry.name;
+    const path = folder + entry.name;
+    if (entry.name.startsWith(".") || !path.startsWith(prefix)) continue;
+    if (entry.isDirectory()) yield* keysUnder(root, `${path}/`, prefix);
+    else yield path;
   }
 }
 

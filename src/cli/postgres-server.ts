@@ -17,7 +17,11 @@ const RETRY_EVERY_MS = 150;
 const STOP_TIMEOUT_S = 15;
 /** PostgreSQL's own log is for looking at trouble; it starts anew when it has grown to this. */
 const LOG_BYTES_MAX = 10 * 1024 * 1024;
-const START_ATTEMPTS_MAX = 3;
+/** Beyond this pg_ctl comes back although the server may still be recovering; we go on waiting. */
+const START_TIMEOUT_S = 60;
+/** The first may meet another start of the same server, or processes that outlive a killed one for a moment. */
+const STARTS_MAX = 5;
+const START_AGAIN_AFTER_MS = 500;
 
 export interface PostgresServer {
   /** Resolves when the server of this cluster accepts connections; starts it if need be. */
@@ -31,7 +35,8 @@ export interface PostgresServer {
 export async function openServer(cluster: Cluster, log: Log): Promise<PostgresServer> {
   const logFile = join(cluster.folder, "..", "postgres.log");
 
-  async function start(): Promise<void> {
+  /** Null when it runs, else what PostgreSQL said. */
+  async function start(): Promise<string | null> {
     const { port } = await cluster.readConnection();
     const { size } = await stat(logFile).catch(() => ({ size: 0 })); // none before the first start
     if (size > LOG_BYTES_MAX) await truncate(logFile);
@@ -43,33 +48,38 @@ export async function openServer(cluster: Cluster, log: Log): Promise<PostgresSe
       // Money is in here: said once more, whatever postgresql.conf says.
       "-c fsync=on -c full_page_writes=on -c synchronous_commit=on",
     ].join(" ");
-    const args = ["start", "--pgdata", cluster.folder, "--log", logFile, "--options", settings, "--no-wait"];
-    const { status, output } = await cluster.binaries.run("pg_ctl", args, cluster.folder);
-    if (status !== 0) throw new UserError(`PostgreSQL could not be started.\n${explain(output)}`);
+    const args = ["start", "--pgdata", cluster.folder, "--log", logFile, "--options", settings];
+    const wait = ["--wait", "--timeout", String(START_TIMEOUT_S)];
+    const { status, output } = await cluster.binaries.run("pg_ctl", [...args, ...wait], cluster.folder);
+    if (status === 0) return null;
+    const text = await readFile(logFile, "utf8").catch(() => ""); // it never came so far
+    return `${output}\n${logFile} ends with:\n${text.trim().split("\n").slice(-8).join("\n")}`;
   }
 
   return {
     async ensureRunning(onStep, deadline) {
-      for (let starts = 0; Date.now() < deadline;) {
+      let problem: string | null = null;
+      for (let starts = 0; Date.now() < deadline && starts < STARTS_MAX;) {
         const connection = await cluster.readConnection();
         const answer = await probe(connection, cluster.folder);
         if (answer === "ours") return connection;
         const pid = await runningPostmaster(cluster.folder);
         if (pid === null) {
-          if (starts === START_ATTEMPTS_MAX) throw await failure(logFile);
-          if (answer === "foreign") await cluster.savePort(await freePort());
           if (starts === 0) onStep("starting the database");
+          if (answer === "foreign") await cluster.savePort(await freePort());
           starts += 1;
-          await start();
+          problem = await start();
+          if (problem !== null) await delay(START_AGAIN_AFTER_MS);
         } else if (answer === "foreign") {
           throw new UserError(
             `PostgreSQL (process ${pid}) runs on ${cluster.folder} but not on the port that is remembered for it.\n` +
               `Stop it (kill -INT ${pid}) and start again.`,
           );
+        } else {
+          await delay(RETRY_EVERY_MS); // it starts, recovers, or shuts down
         }
-        await delay(RETRY_EVERY_MS); // starting, recovering, or shutting down
       }
-      throw await failure(logFile);
+      throw new UserError(`PostgreSQL does not start.\n${explain(problem ?? "It does not answer.")}`);
     },
     async stop() {
       for (const mode of ["fast", "immediate"]) {
@@ -114,22 +124,18 @@ async function probe(connection: Connection, folder: string): Promise<"ours" | "
 }
 
 /**
- * The process id of this cluster's server, or null. A `postmaster.pid` that a power cut left behind is removed: the id
- * may belong to another program by now, and PostgreSQL itself then refuses to start.
+ * The process id of this cluster's server, or null. PostgreSQL itself deals with a `postmaster.pid` whose process is
+ * gone; but after a power cut the id may belong to another program by now, and then it refuses to start.
  */
 async function runningPostmaster(folder: string): Promise<number | null> {
   const file = join(folder, "postmaster.pid");
-  const text = await readFile(file, "utf8").catch(() => null); // none: not running
-  if (text === null) return null;
-  const pid = Number.parseInt(text, 10);
-  const info = Number.isInteger(pid) && pid > 0 ? await processInfo(pid) : null;
-  if (info && /postgres/.test(info.command) && info.command.includes(folder)) return pid;
-  await rm(file, { force: true });
+  const read = (): Promise<string | null> => readFile(file, "utf8").catch(() => null); // none: not running
+  const text = await read();
+  const pid = Number.parseInt(text ?? "", 10);
+  const info = pid > 0 ? await processInfo(pid) : null;
+  if (!info) return null;
+  if (/postgres/.test(info.command) && info.command.includes(folder)) return pid;
+  // Looked at once more, lest it is a new server's file by now.
+  if ((await read()) === text) await rm(file, { force: true });
   return null;
-}
-
-async function failure(logFile: string): Promise<UserError> {
-  const text = await readFile(logFile, "utf8").catch(() => ""); // it never came so far
-  const tail = text.trim().split("\n").slice(-8).join("\n");
-  return new UserError(`PostgreSQL does not start. Its log (${logFile}) ends with:\n${explain(tail)}`);
 }

@@ -5,7 +5,7 @@
  * (429) → headers of the form (413, 415) → balance (402) → body (400, 422) → debit (402) → wait → answer.
  */
 import multipart from "@fastify/multipart";
-import { fastify, type FastifyBaseLogger, type FastifyInstance, type FastifyRequest } from "fastify";
+import { fastify, type FastifyBaseLogger, type FastifyInstance, type FastifyRequest, LogController } from "fastify";
 
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId } from "#contract/ids.ts";
@@ -68,7 +68,8 @@ export async function assembleGateway(options: GatewayOptions): Promise<Gateway>
 
   const app: FastifyInstance = fastify({
     loggerInstance: log as FastifyBaseLogger, // or its type would spread over every route
-    disableRequestLogging: true,
+    // plugins/request-log.ts writes our own line.
+    logController: new LogController({ disableRequestLogging: true }),
     trustProxy: false,
     genReqId: () => newRequestId(random),
     bodyLimit: BODY_BYTES_MAX,

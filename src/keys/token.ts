@@ -27,8 +27,11 @@ export function mintToken(random: RandomBytes): MintedToken {
   // 256 is a multiple of 32, so the low five bits of a random byte are a fair draw.
   const body = Array.from(random(RANDOM_CHARS), (byte) => ALPHABET.charAt(byte & 31)).join("");
   const token = `${SCHEME}${body}${checksumOf(body)}`;
-  return { token, hash: hashOf(token), prefix: token.slice(0, PREFIX_CHARS) };
+  return { token, hash: hashOf(token), prefix: prefixOf(token) };
 }
+
+/** The part of a key that is stored and shown. */
+export const prefixOf = (token: string): string => token.slice(0, PREFIX_CHARS);
 
 export type ReadToken = { readonly ok: true; readonly hash: Buffer } | { readonly ok: false; readonly problem: string };
 

@@ -41,10 +41,10 @@ const IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000;
 const INT8_OID = 20;
 
 const types: pg.CustomTypesConfig = {
-  getTypeParser: ((oid: number, format?: "text" | "binary") =>
-    oid === INT8_OID && format !== "binary"
+  getTypeParser: ((oid: pg.types.TypeId, format?: "text") =>
+    Number(oid) === INT8_OID
       ? (text: string) => BigInt(text)
-      : pg.types.getTypeParser(oid, format)) as typeof pg.types.getTypeParser, // the original is overloaded by oid
+      : pg.types.getTypeParser(oid, format)) as typeof pg.types.getTypeParser, // overloaded; we only ask for text
 };
 
 export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions): Database {

@@ -28,7 +28,7 @@ const FAILED_KEPT_S = 24 * 3600;
 /** BullMQ's event log, which we never read (it is lossy): only as long as the trimming needs. */
 const EVENTS_KEPT = 500;
 /** A backend that does not answer must not hold the process. */
-const CLOSE_TIMEOUT_MS = 5_000;
+const CLOSE_TIMEOUT_MS = 2_000;
 
 /**
  * On every job and worker. No retries: the retry policy is ours, by attempt and job id. A done job is removed at once,

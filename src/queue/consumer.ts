@@ -3,6 +3,8 @@
  * - giving up: our processor decides by the stalled count and reports before the job becomes `failed`, so that no
  *   report is lost with a process (BullMQ's own limit would report by an event, in memory);
  * - a fetch under way while pausing: BullMQ still hands that job over, so the processor puts it straight back;
+ * - a lock lost while its holder lives (the backend was away for longer than it lasts): BullMQ hands the same job to the
+ *   same process a second time, which goes on with the run it has, under the new lock;
  * - a bounded stop: `worker.close()` waits for a hung handler for ever.
  */
 import { DelayedError, type Job, UnrecoverableError, Worker } from "bullmq";
@@ -16,9 +18,12 @@ import type { BullBackend } from "./bullmq.ts";
 import type { ConsumeOptions, Consumer } from "./job-queue.ts";
 import { throttledWarning } from "./throttled-warning.ts";
 
-/** Recovery after a SIGKILL takes at most about lock + 2 × stalled interval = 9 s; every worker of a queue must agree. */
+/**
+ * A dead worker's job runs again after about the lock's rest and one check, at most lock + 4 × interval (a check that
+ * comes a moment early is skipped). Every worker of a queue must agree on them.
+ */
 const LOCK_MS = 5_000;
-const STALLED_INTERVAL_MS = 2_000;
+const STALLED_INTERVAL_MS = 1_500;
 /** Three tries at renewing before a lock runs out. */
 const LOCK_RENEW_MS = 1_500;
 /** A job runs again after its first lost worker; after the second it is given up. */
@@ -30,11 +35,21 @@ const DRAIN_DELAY_S = 5;
 /** After a refused connection (BullMQ's own default is 15 s). */
 const RETRY_DELAY_MS = 1_000;
 
-const GRACE_MS = 10_000;
-const CLOSE_TIMEOUT_MS = 5_000;
+/** Together with the closing of connections below the 10 s that a service may take to stop. */
+const GRACE_MS = 5_000;
+const CLOSE_TIMEOUT_MS = 2_000;
 const PROBE_INTERVAL_MS = 5_000;
 /** Out of reach for this long: a fresh process has better chances than this one. */
 const BROKEN_AFTER_MS = 60_000;
+
+/** BullMQ's proof that the job is ours; replaced when we lose a lock and get another. */
+interface Lock {
+  token: string;
+}
+interface Run {
+  readonly lock: Lock;
+  readonly ended: Promise<void>;
+}
 
 export async function startConsumer<Connection, Data>({
   name,
@@ -52,7 +67,7 @@ export async function startConsumer<Connection, Data>({
   let taking = true;
   /** Stopped without waiting for the jobs in hand: BullMQ answers nothing any more. */
   let letGo = false;
-  const inHand = new Set<Promise<void>>();
+  const inHand = new Map<JobId, Run>();
 
   async function giveUp(id: JobId, data: Data | null, reason: string): Promise<never> {
     log.error({ job: id, reason }, "job given up");
@@ -64,10 +79,9 @@ export async function startConsumer<Connection, Data>({
     throw new UnrecoverableError(reason);
   }
 
-  async function run(job: Job, token: string): Promise<void> {
-    const id = job.id as JobId; // every job of ours is added under a JobId
+  async function run(id: JobId, job: Job, lock: Lock): Promise<void> {
     if (!taking) {
-      await putBack(job, token);
+      await putBack(job, lock);
       throw new DelayedError();
     }
     let data: Data;
@@ -86,9 +100,9 @@ export async function startConsumer<Connection, Data>({
       stalledCount: job.stalledCounter,
       async release(next) {
         // updateData asks nobody whose job it is: without this, new data could reach a job that runs elsewhere by now.
-        if (letGo || !(await job.extendLock(token, LOCK_MS))) throw new Error(`job ${id} is no longer ours`);
+        if (letGo || !(await job.extendLock(lock.token, LOCK_MS))) throw new Error(`job ${id} is no longer ours`);
         await job.updateData(next);
-        await putBack(job, token);
+        await putBack(job, lock);
         released = true;
       },
     });
@@ -97,13 +111,20 @@ export async function startConsumer<Connection, Data>({
   }
 
   async function process(job: Job, token = ""): Promise<void> {
-    const running = run(job, token);
-    const settled = running.catch(() => undefined); // BullMQ gets the rejection; here only the end counts
-    inHand.add(settled);
+    const id = job.id as JobId; // every job of ours is added under a JobId
+    const held = inHand.get(id);
+    if (held !== undefined) {
+      log.warn({ job: id }, "lost the lock of a job that is running, and got it back");
+      held.lock.token = token;
+      return held.ended;
+    }
+    const lock: Lock = { token };
+    const ended = run(id, job, lock);
+    inHand.set(id, { lock, ended });
     try {
-      await running;
+      await ended;
     } finally {
-      inHand.delete(settled);
+      inHand.delete(id);
     }
   }
 
@@ -122,7 +143,8 @@ export async function startConsumer<Connection, Data>({
     },
     backend.factory,
   );
-  worker.on("error", throttledWarning(log, "queue worker error"));
+  const warn = throttledWarning(log, "queue worker error");
+  worker.on("error", warn);
   worker.on("failed", (job, error) => log.warn({ job: job?.id, reason: error.message }, "job failed"));
   worker.on("stalled", (jobId) => log.warn({ job: jobId }, "a worker died or froze while holding this job"));
 
@@ -136,12 +158,12 @@ export async function startConsumer<Connection, Data>({
     watch.stop();
     taking = false;
     await worker.pause(true);
-    const idle = await settlesWithin(graceMs, Promise.all(inHand));
+    const idle = await settlesWithin(graceMs, Promise.allSettled([...inHand.values()].map(({ ended }) => ended)));
     if (!idle) {
       log.warn({ jobs: inHand.size, grace_ms: graceMs }, "stopped with jobs in hand; they will run elsewhere");
       letGo = true;
       // A forced close leaves a blocked fetch waiting for its own timeout.
-      await settlesWithin(CLOSE_TIMEOUT_MS, worker.getBackend().disconnectBlocking(false));
+      worker.getBackend().disconnectBlocking(false).catch(warn);
     }
     if (!(await settlesWithin(CLOSE_TIMEOUT_MS, worker.close(!idle)))) {
       log.warn({ timeout_ms: CLOSE_TIMEOUT_MS }, "queue worker did not close in time");
@@ -149,7 +171,12 @@ export async function startConsumer<Connection, Data>({
   }
   let stopping: Promise<void> | undefined;
 
-  await worker.waitUntilReady();
+  try {
+    await worker.waitUntilReady();
+  } catch (error) {
+    await stop(0);
+    throw error;
+  }
   return {
     broken: watch.broken,
     async pause() {
@@ -166,6 +193,6 @@ export async function startConsumer<Connection, Data>({
 }
 
 /** For another worker to take at once: "delayed until now" wakes one on both backends, moveToWait does not on Redis. */
-async function putBack(job: Job, token: string): Promise<void> {
+async function putBack(job: Job, { token }: Lock): Promise<void> {
   await job.moveToDelayed(Date.now(), token);
 }

@@ -38,8 +38,10 @@ export async function createRedisQueues({
   const consumer = new Redis(url, { ...common, maxRetriesPerRequest: null });
   const subscriber = new Redis(url, { ...common, maxRetriesPerRequest: null });
   const connections = [producer, consumer, subscriber];
+  const warn = throttledWarning(log, "queue connection error");
+  let lastError: Error | undefined;
   for (const connection of connections) {
-    connection.on("error", throttledWarning(log, "queue connection error"));
+    connection.on("error", (error) => warn((lastError = error)));
     connection.setMaxListeners(0); // every Queue and Worker of BullMQ adds its own
   }
   const disconnect = async (): Promise<void> => connections.forEach((connection) => connection.disconnect());
@@ -66,7 +68,8 @@ export async function createRedisQueues({
     await Promise.all(connections.map((connection) => connection.connect()));
   } catch (error) {
     await disconnect();
-    throw error;
+    // ioredis rejects with "Connection is closed." and says why in the error event.
+    throw new Error(`cannot use Redis: ${lastError?.message ?? "no connection"}`, { cause: error });
   }
   return createBullQueues(
     {

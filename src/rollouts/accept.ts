@@ -74,16 +74,17 @@ const TRIES_MAX = 5;
 
 /**
  * Throws ApiError: unknown_key, revoked_key, expired_key, insufficient_credits, idempotency_mismatch. A replay wins
- * over insufficient credits: what a key was charged for before costs nothing now.
+ * over insufficient credits: what an idempotency key was charged for before costs nothing now.
  */
 export async function acceptRollout(sql: Sql, r: NewRollout): Promise<Accepted> {
   for (let tries = 0; tries < TRIES_MAX; tries++) {
     const rollout = await tryAccept(sql, r);
     if (rollout) return { kind: "accepted", rollout };
+    // The statement did nothing; find out why. What changed in the meantime decides the next try.
+    const { balance, charge } = await readPayer(sql, r);
     const replayed = r.idempotency_key === null ? null : await findReplay(sql, r, r.idempotency_key);
     if (replayed) return { kind: "replayed", rollout: replayed };
-    const refusal = await diagnose(sql, r);
-    if (refusal) throw refusal;
+    if (balance < charge) throw insufficientCredits(balance, charge);
   }
   throw new ApiError("internal", `rollout ${r.id} was neither accepted nor refused in ${TRIES_MAX} tries`);
 }
@@ -147,8 +148,8 @@ async function findReplay(sql: Sql, r: NewRollout, key: string): Promise<Rollout
   return rollout;
 }
 
-/** Why the statement did nothing; null when by now it would go through. */
-async function diagnose(sql: Sql, r: NewRollout): Promise<ApiError | null> {
+/** Throws ApiError(unknown_key, revoked_key, expired_key) when the key may not pay. */
+async function readPayer(sql: Sql, r: NewRollout): Promise<{ balance: Mils; charge: Mils }> {
   const [row] = await sql.query<{ revoked: boolean; expired: boolean; balance_mils: Mils; price: number }>(
     `SELECT k.revoked_at IS NOT NULL AS revoked, coalesce(k.expires_at <= now(), false) AS expired, a.balance_mils,
             price_in_force(k.customer_id, now()) AS price
@@ -156,11 +157,10 @@ async function diagnose(sql: Sql, r: NewRollout): Promise<ApiError | null> {
       WHERE k.id = $1 AND k.customer_id = $2`,
     [r.key_id, r.customer_id],
   );
-  if (!row) return unusableKey("unknown_key");
-  if (row.revoked) return unusableKey("revoked_key");
-  if (row.expired) return unusableKey("expired_key");
-  const charge = mils(BigInt(framesOf(r)) * BigInt(row.price));
-  return row.balance_mils < charge ? insufficientCredits(row.balance_mils, charge) : null;
+  if (!row) throw unusableKey("unknown_key");
+  if (row.revoked) throw unusableKey("revoked_key");
+  if (row.expired) throw unusableKey("expired_key");
+  return { balance: row.balance_mils, charge: mils(BigInt(framesOf(r)) * BigInt(row.price)) };
 }
 
 /** 402 with the object that the published client expects as `detail`. */

@@ -74,23 +74,20 @@ export async function settle(
   return { settled: false, rollout: rollout ?? null };
 }
 
-type End = Pick<Rollout, "result" | "error_code" | "error_message"> & { readonly frames_delivered: number };
+/** What the outcome puts into the row. */
+function endOf(
+  outcome: Outcome,
+): Pick<Rollout, "result" | "error_code" | "error_message"> & { readonly frames_delivered: number } {
+  const isFailure = outcome.kind === "failed";
+  return {
+    frames_delivered: framesDelivered(outcome),
+    result: outcome.kind === "succeeded" ? outcome.result : null,
+    error_code: isFailure ? outcome.code : null,
+    error_message: isFailure ? outcome.message : null,
+  };
+}
 
-function endOf(outcome: Outcome): End {
-  const nothing = { result: null, error_code: null, error_message: null };
-  switch (outcome.kind) {
-    case "succeeded":
-      return { ...nothing, frames_delivered: outcome.result.frames, result: outcome.result };
-    case "failed":
-      return {
-        ...nothing,
-        frames_delivered: outcome.frames_delivered,
-        error_code: outcome.code,
-        error_message: outcome.message,
-      };
-    case "cancelled":
-      return { ...nothing, frames_delivered: outcome.frames_delivered };
-    case "expired":
-      return { ...nothing, frames_delivered: 0 };
-  }
+function framesDelivered(outcome: Outcome): number {
+  if (outcome.kind === "expired") return 0; // it never ran
+  return outcome.kind === "succeeded" ? outcome.result.frames : outcome.frames_delivered;
 }

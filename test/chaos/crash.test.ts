@@ -67,10 +67,8 @@ test(
     const inputs = exampleInputs();
     const keys = await Promise.all(
       Array.from({ length: CUSTOMERS }, (_, index) =>
-        createKey(
-          database.db,
-          { customer: `chaos-${index}@example.com`, initial_credits: GRANTED },
-          (size) => Uint8Array.from({ length: size }, () => random.integer(0, 255)),
+        createKey(database.db, { customer: `chaos-${index}@example.com`, initial_credits: GRANTED }, (size) =>
+          Uint8Array.from({ length: size }, () => random.integer(0, 255)),
         ),
       ),
     );
@@ -160,7 +158,9 @@ function freePort(): Promise<number> {
     server.once("error", reject);
     server.listen(0, "127.0.0.1", () => {
       const address = server.address();
-      server.close(() => (address !== null && typeof address === "object" ? resolve(address.port) : reject(new Error("no port"))));
+      server.close(() =>
+        address !== null && typeof address === "object" ? resolve(address.port) : reject(new Error("no port")),
+      );
     });
   });
 }

@@ -31,7 +31,7 @@ const RETRYABLE = new Set([429, 502, 503, 504]);
 const BACKOFF_MS_MAX = 4_000;
 
 export function drawRequest(random: Random, index: number): CustomerRequest {
-  const route = random.pick(["predict", "predict", "batch", "rollouts", "rollouts"]);
+  const route = random.pick<CustomerRequest["route"]>(["predict", "predict", "batch", "rollouts", "rollouts"]);
   return {
     route,
     actions: 12 * random.integer(1, 4),

@@ -71,7 +71,7 @@ test("takes a customer id that an operator chose, and refuses what is neither an
   expect(key).toMatchObject({ customer_id: "cus_acme", balance_mils: 0n });
 
   for (const customer of ["", "acme", "cus_", "cus_ACME", "a b@example.com", "a@b@c"]) {
-    await expect(createKey(db, { customer }, randomBytes), customer).rejects.toMatchObject({ code: "invalid_request" });
+    await expect(createKey(db, { customer }, randomBytes)).rejects.toMatchObject({ code: "invalid_request" });
   }
 });
 
@@ -114,13 +114,11 @@ test("a revoked key stops working at once, its sister does not", async () => {
 });
 
 test("a prefix that two keys share revokes neither", async () => {
-  const same = (): Uint8Array => new Uint8Array(64);
   let draws = 0;
+  // All zeros but for the last byte.
   const nearlySame = (size: number): Uint8Array => {
     draws += 1;
-    return same()
-      .subarray(0, size)
-      .map((_, i) => (i === size - 1 ? draws : 0));
+    return Uint8Array.from({ length: size }, (_, i) => (i === size - 1 ? draws : 0));
   };
   const one = await createKey(db, { customer: "cus_twin" }, nearlySame);
   const two = await createKey(db, { customer: "cus_twin" }, nearlySame);

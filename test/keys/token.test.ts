@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { expect, test } from "vitest";
 
 import { mintToken, readToken } from "#keys/token.ts";
@@ -9,13 +9,14 @@ import { withoutSecrets } from "#platform/log.ts";
 const ALPHABET = "abcdefghijklmnopqrstuvwxyz234567";
 
 /** Any token, from any randomness. */
-const tokens = fc
-  .uint8Array({ minLength: 36, maxLength: 36 })
-  .map((bytes) => mintToken(() => bytes))
-  .noShrink();
+const tokens = fc.uint8Array({ minLength: 36, maxLength: 36 }).map((bytes) => mintToken(() => bytes));
 
 test("a key is dre_ and 43 base32 characters", () => {
-  fc.assert(fc.property(tokens, ({ token }) => expect(token).toMatch(/^dre_[a-z2-7]{43}$/)));
+  fc.assert(
+    fc.property(tokens, ({ token }) => {
+      expect(token).toMatch(/^dre_[a-z2-7]{43}$/);
+    }),
+  );
 });
 
 test("reads back with the hash it was minted with, whatever the randomness", () => {

@@ -96,6 +96,31 @@ export async function startConsumerProcess(address: QueueAddress): Promise<Consu
   return consumer;
 }
 
+/**
+ * Takes the lock of an active job away from its holder, as an outage longer than the lock does, and waits until a
+ * consumer has it again.
+ */
+export async function loseLock({ redis_url, database_url, queue }: QueueAddress, id: JobId): Promise<void> {
+  if (redis_url !== undefined) {
+    const redis = new Redis(redis_url);
+    const key = `bull:${queue}:${id}:lock`;
+    await redis.del(key);
+    await eventually(async () => (await redis.exists(key)) === 1, 15_000);
+    redis.disconnect();
+    return;
+  }
+  const client = new Client({ connectionString: database_url });
+  await client.connect();
+  const job = [queue, id];
+  await client.query(
+    "UPDATE bullmq.job SET lock_token = 'lost', locked_until_ms = 0 WHERE queue = $1 AND id = $2",
+    job,
+  );
+  const locked = "SELECT 1 FROM bullmq.job WHERE queue = $1 AND id = $2 AND state = 'active' AND lock_token <> 'lost'";
+  await eventually(async () => (await client.query(locked, job)).rowCount === 1, 15_000);
+  await client.end();
+}
+
 /** Ends every connection of this queue on the server's side, as a restart or a network fault would. */
 export async function cutConnections({ redis_url, database_url }: QueueAddress): Promise<void> {
   if (redis_url !== undefined) {

@@ -58,7 +58,7 @@ async function startPostgres(): Promise<{ url: string; stop(): Promise<void> }> 
     initdbFlags: ["--no-sync", "--encoding=UTF8", "--locale=C"],
     // Durability is of no use here; crash tests kill our processes, not the machine.
     postgresFlags: ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=300"],
-    onLog: (line) => void lines.push(String(line)),
+    onLog: (line) => void lines.push(line),
     onError: (line) => void lines.push(String(line)),
   });
   const stop = async (): Promise<void> => {

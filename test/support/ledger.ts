@@ -5,6 +5,7 @@ import { newRequestId, newRolloutId, type RolloutId } from "#contract/ids.ts";
 import type { Outcome } from "#contract/jobs.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import { type CreatedKey, createKey } from "#keys/keys.ts";
+import { verifyLedger } from "#ledger/verify.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import { acceptRollout, type NewRollout } from "#rollouts/accept.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
@@ -83,3 +84,9 @@ export const failed = (framesDelivered = 0): Outcome => ({
 
 export const cancelled: Outcome = { kind: "cancelled", frames_delivered: 0 };
 export const expired: Outcome = { kind: "expired" };
+
+/** For `afterEach`: whatever a test did, the auditor finds nothing. */
+export async function assertBooksBalance(db: Database): Promise<void> {
+  const problems = await verifyLedger(db);
+  if (problems.length > 0) throw new Error(`the books do not balance:\n${problems.join("\n")}`);
+}

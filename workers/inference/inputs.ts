@@ -32,7 +32,7 @@ async function fetchBlob(blobs: BlobStore, key: string): Promise<Buffer> {
   }
 }
 
-async function decodeFrame(png: Buffer, { shapes }: Manifest): Promise<Uint8Array> {
+export async function decodeFrame(png: Buffer, { shapes }: Manifest): Promise<Uint8Array> {
   const { data, info } = await sharp(png)
     .toColourspace("srgb")
     .removeAlpha()

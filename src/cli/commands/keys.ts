@@ -6,6 +6,8 @@ import { type Command, InvalidArgumentError } from "commander";
 import { type Mils, milsFromUsd, usdText } from "#contract/mils.ts";
 import { createKey, type CreatedKey, limitKey, type ListedKey, listKeys, revokeKey } from "#keys/keys.ts";
 
+import { prefixOf, readToken } from "#keys/token.ts";
+
 import { withDatabase } from "../context.ts";
 import { printJson, printTable } from "../print.ts";
 
@@ -96,7 +98,9 @@ function rowOf(key: ListedKey): string[] {
 }
 
 async function revoke(key: string, { json }: { json?: true }): Promise<void> {
-  const revoked = await withDatabase(({ db }) => revokeKey(db, key));
+  // Whoever has the whole key at hand may name it by that; the database knows its first characters.
+  const name = readToken(key).ok ? prefixOf(key) : key;
+  const revoked = await withDatabase(({ db }) => revokeKey(db, name));
   if (json) printJson(revoked);
   else console.log(`${revoked.key_id} (${revoked.prefix}…) of ${revoked.customer_id} is revoked.`);
 }

@@ -100,6 +100,7 @@ CREATE TABLE rollouts (
   CHECK ((status = 'failed') = (error_code IS NOT NULL)),
   CHECK (status <> 'dispatched' OR sweep_at IS NOT NULL),
   -- Nothing refunded while it runs; afterwards exactly what was not delivered.
+  CONSTRAINT rollouts_refund_is_exact
   CHECK (refunded_mils = CASE WHEN finished_at IS NULL THEN 0
                               ELSE charge_mils - frames_delivered::bigint * price_mils_per_frame END)
 );

@@ -1,0 +1,212 @@
+/**
+ * The claim: everything except the engine (queue, debit, settlement, blobs) costs little. Measured side by side in one
+ * run, in alternating rounds:
+ *
+ *   engine            the bare engine in its thread, nothing around it (the baseline)
+ *   engine + encode   the same with every video encoded by ffmpeg
+ *   full, PostgreSQL  the whole system over HTTP, queue on the embedded PostgreSQL
+ *   full, Redis       the same with the queue on Redis
+ *
+ * For one caller and for as many as the engine holds, at the bundle's own number of steps and at one where a rollout's
+ * engine wall is a second or more. Share = 1 − (rollouts a second of the row ÷ of the row it is compared with).
+ * Writes bench/results/overhead.json. `npm run bench`
+ */
+import { execFileSync, spawn } from "node:child_process";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer, type AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import type { Manifest } from "#contract/manifest.ts";
+import { loadManifests } from "#platform/bundles.ts";
+import { createLog } from "#platform/log.ts";
+import { dream } from "#cli/customer.ts";
+import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
+import { createSlots } from "#workers/inference/slots.ts";
+import { startEncoding } from "#workers/inference/video/encode.ts";
+import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
+
+import { describeMachine, median } from "./machine.ts";
+import { type ServedSystem, startServedSystem } from "./served-system.ts";
+
+const ROUNDS = 3;
+const ROLLOUTS_PER_ROUND = { one: 4, saturated: 16 } as const;
+const WALL_WANTED_MS = 1_200;
+const RUN_TIMEOUT_MS = 60_000;
+
+type Variant = "engine" | "engine + encode" | "full, PostgreSQL" | "full, Redis";
+/** Runs one rollout from start to end. */
+type RunOne = (seed: number, numSteps: number) => Promise<void>;
+
+interface Inputs {
+  readonly manifest: Manifest;
+  readonly frame: Buffer;
+  readonly pixels: Uint8Array;
+  readonly actionsNpy: Buffer;
+  readonly actions: Float32Array;
+}
+
+async function main(): Promise<void> {
+  const inputs = await readInputs();
+  const log = createLog("bench", "warn");
+  const bundleDir = join("models", inputs.manifest.slug);
+  const engine = await startEngine({
+    bundleDir,
+    manifest: inputs.manifest,
+    providers: ["cpu"],
+    runTimeoutMs: RUN_TIMEOUT_MS,
+    log,
+  });
+  const workDir = await mkdtemp(join(tmpdir(), "dream-bench-videos-"));
+  const redis = await startRedis();
+  const onPostgres = await startServedSystem(null);
+  const onRedis = redis === null ? null : await startServedSystem(redis.url);
+  try {
+    const variants: [Variant, RunOne][] = [
+      ["engine", (seed, steps) => runBare(engine, inputs, seed, steps)],
+      ["engine + encode", await encoding(engine, inputs, workDir)],
+      ["full, PostgreSQL", (seed, steps) => runFull(onPostgres, inputs, seed, steps)],
+      ...(onRedis
+        ? [["full, Redis", (seed, steps) => runFull(onRedis, inputs, seed, steps)] as [Variant, RunOne]]
+        : []),
+    ];
+    const stepsOfBundle = inputs.manifest.sampler.default_num_steps;
+    const stepsForAWallOfASecond = await findSteps((steps) => runBare(engine, inputs, 0, steps), stepsOfBundle);
+    const report = [];
+    for (const numSteps of new Set([stepsOfBundle, stepsForAWallOfASecond])) {
+      for (const callers of [1, inputs.manifest.engine.max_batch_samples]) {
+        report.push(await measure(variants, numSteps, callers));
+      }
+    }
+    await mkdir("bench/results", { recursive: true });
+    const result = { made_by: "npm run bench", machine: describeMachine(), model: inputs.manifest.slug, report };
+    await writeFile("bench/results/overhead.json", `${JSON.stringify(result, null, 2)}\n`);
+  } finally {
+    await Promise.all([onPostgres.stop(), onRedis?.stop(), engine.stop()]);
+    redis?.stop();
+    await rm(workDir, { recursive: true, force: true });
+  }
+}
+
+async function measure(variants: readonly [Variant, RunOne][], numSteps: number, callers: number) {
+  const perSecond = new Map<Variant, number[]>();
+  const count = callers === 1 ? ROLLOUTS_PER_ROUND.one : ROLLOUTS_PER_ROUND.saturated;
+  for (const [, run] of variants) await run(0, numSteps); // warm
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [name, run] of variants) {
+      // Seeds differ everywhere, so that no request finds an undelivered twin.
+      const seeds = Array.from({ length: count }, (_, i) => 1 + round * count + i);
+      const startedAt = performance.now();
+      await Promise.all(
+        Array.from({ length: callers }, async () => {
+          for (let seed = seeds.shift(); seed !== undefined; seed = seeds.shift()) await run(seed, numSteps);
+        }),
+      );
+      const rate = (count / (performance.now() - startedAt)) * 1000;
+      perSecond.set(name, [...(perSecond.get(name) ?? []), rate]);
+      process.stderr.write(
+        `  ${numSteps} steps, ${callers} callers, round ${round + 1}: ${name} ${rate.toFixed(2)}/s\n`,
+      );
+    }
+  }
+  const rates = new Map([...perSecond].map(([name, values]) => [name, median(values)]));
+  const bare = rates.get("engine") ?? Number.NaN;
+  const encoded = rates.get("engine + encode") ?? Number.NaN;
+  console.log(`\n${numSteps} steps a block, ${callers === 1 ? "one caller" : `${callers} callers (saturated)`}`);
+  console.log("| variant | rollouts/s | wall a rollout | share beside the engine | share without encoding |");
+  console.log("|---|---|---|---|---|");
+  const rows = [...rates].map(([name, rate]) => {
+    const row = {
+      variant: name,
+      rollouts_per_s: rate,
+      share_of_everything: 1 - rate / bare,
+      share_without_encoding: name.startsWith("full") ? 1 - rate / encoded : null,
+    };
+    const percent = (share: number | null): string => (share === null ? "" : `${(100 * share).toFixed(1)} %`);
+    console.log(
+      `| ${name} | ${rate.toFixed(2)} | ${(1000 / rate).toFixed(0)} ms | ${percent(row.share_of_everything)} | ` +
+        `${percent(row.share_without_encoding)} |`,
+    );
+    return row;
+  });
+  return { num_steps: numSteps, callers, rounds: ROUNDS, rollouts_per_round: count, rows };
+}
+
+async function runBare(engine: Engine, inputs: Inputs, seed: number, numSteps: number): Promise<void> {
+  await engine.submit(requestOf(inputs, seed, numSteps), () => undefined).done;
+}
+
+async function encoding(engine: Engine, inputs: Inputs, workDir: string): Promise<RunOne> {
+  const ffmpegPath = await findFfmpeg(undefined);
+  const { width, height, fps } = inputs.manifest.shapes;
+  const slots = createSlots(inputs.manifest.engine.max_batch_samples);
+  const frames = inputs.actions.length / inputs.manifest.shapes.action_dim + 1;
+  return async (seed, numSteps) => {
+    const file = join(workDir, `${seed}.mp4`);
+    const video = startEncoding({ ffmpegPath, file, width, height, fps, frames, slots });
+    video.write(inputs.pixels);
+    await engine.submit(requestOf(inputs, seed, numSteps), (_, pixels) => video.write(pixels)).done;
+    await video.finish();
+  };
+}
+
+function requestOf(inputs: Inputs, seed: number, numSteps: number) {
+  return {
+    id: `bench-${seed}-${numSteps}`,
+    frame: inputs.pixels.slice(),
+    actions: [inputs.actions],
+    seed: BigInt(seed),
+    numSteps,
+    guidance: 0,
+    prompt: "",
+    alone: false,
+  };
+}
+
+async function runFull(system: ServedSystem, inputs: Inputs, seed: number, numSteps: number): Promise<void> {
+  const { frame, actionsNpy: actions } = inputs;
+  const fields = { seed: String(seed), num_steps: String(numSteps) };
+  await dream({ url: system.url, apiKey: system.apiKey, frame, actions, fields });
+}
+
+/** Steps a block at which one rollout keeps the engine busy for a second or more. */
+async function findSteps(run: (steps: number) => Promise<void>, from: number): Promise<number> {
+  await run(from);
+  const startedAt = performance.now();
+  await run(from);
+  const wallMs = performance.now() - startedAt;
+  return wallMs >= WALL_WANTED_MS ? from : Math.min(100, Math.ceil((from * WALL_WANTED_MS) / wallMs));
+}
+
+async function readInputs(): Promise<Inputs> {
+  const [manifest] = await loadManifests("models");
+  if (!manifest) throw new Error("no bundle under models/");
+  const example = join("models", manifest.slug, "example");
+  const frame = await readFile(join(example, "start_frame.png"));
+  const actionsNpy = await readFile(join(example, "actions.npy"));
+  const { decodeFrame } = await import("#workers/inference/inputs.ts");
+  const { npy } = await import("#test/support/npy.ts");
+  return { manifest, frame, pixels: await decodeFrame(frame, manifest), actionsNpy, actions: npy.read(actionsNpy) };
+}
+
+/** A Redis of our own on a free port, or null with a word about it where there is none. */
+async function startRedis(): Promise<{ readonly url: string; stop(): void } | null> {
+  try {
+    execFileSync("redis-server", ["--version"], { stdio: "ignore" });
+  } catch {
+    console.log("No redis-server on PATH: the Redis rows are left out.");
+    return null;
+  }
+  const port = await new Promise<number>((resolve) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address() as AddressInfo; // a TCP server's address is never text
+      server.close(() => resolve(port));
+    });
+  });
+  const redis = spawn("redis-server", ["--port", String(port), "--save", "", "--bind", "127.0.0.1"], {
+    stdio: "ignore",
+  });
+  return { url: `redis://127.0.0.1:${port}`, stop: () => redis.kill("SIGTERM") };
+}
+
+await main();

@@ -1,0 +1,36 @@
+/** The gateway as the published client sees it; what stands behind the gateway here is a script, not an engine. */
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+import { mils } from "#contract/mils.ts";
+
+import { startTestGateway, type TestGateway } from "../gateway/support/test-gateway.ts";
+import { type ClientCheck, clientCheckNames, runClientSuite } from "./run-client-suite.ts";
+
+/** Of the first run, which installs the client. */
+const SUITE_TIMEOUT_MS = 10 * 60_000;
+
+let gateway: TestGateway;
+let checks: readonly ClientCheck[] = [];
+
+beforeAll(async () => {
+  gateway = await startTestGateway();
+  const { url } = await gateway.listen();
+  const [key, poor, slow] = await Promise.all([
+    gateway.newKey(),
+    gateway.newKey(mils(3)),
+    gateway.newKey(mils(3), { rate_per_s: 1, burst: 1 }),
+  ]);
+  checks = await runClientSuite({
+    baseUrl: url,
+    apiKey: key.api_key,
+    poorApiKey: poor.api_key,
+    slowApiKey: slow.api_key,
+  });
+}, SUITE_TIMEOUT_MS);
+afterAll(() => gateway.stop());
+
+test.for(await clientCheckNames())("the published client %s", (name) => {
+  const check = checks.find((one) => one.name === name);
+  expect(check, `${name} did not run`).toBeDefined();
+  expect(check?.error ?? null).toBeNull();
+});

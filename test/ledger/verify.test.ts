@@ -1,0 +1,198 @@
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+import { mils } from "#contract/mils.ts";
+import { credit } from "#ledger/ledger.ts";
+import { verifyLedger } from "#ledger/verify.ts";
+import type { Database, Sql } from "#platform/database.ts";
+import { settle } from "#rollouts/settle.ts";
+import { accept, cancelled, dispatch, failed, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+
+let database: TestDatabase;
+let db: Database;
+/** A customer with entries 1 credit, 2–5 debits, 6 a refund in full, 7 a refund in part. */
+let customer: string;
+
+beforeAll(async () => {
+  database = await createTestDatabase();
+  ({ db } = database);
+  const key = await newCustomer(db, mils(10_000));
+  customer = key.customer_id;
+  const [failing, streaming, done] = [await accept(db, key), await accept(db, key), await accept(db, key)];
+  await accept(db, key);
+  for (const { id } of [failing, streaming, done]) await dispatch(db, id);
+  await settle(db, failing.id, 1, failed());
+  await settle(db, streaming.id, 1, failed(20));
+  await settle(db, done.id, 1, succeeded());
+  await newCustomer(db, mils(5));
+});
+afterAll(() => database.drop());
+
+test("the auditor's hash and the database's agree on every kind of entry", async () => {
+  const { customer_id } = await newCustomer(db, mils(5));
+  await credit(db, {
+    customer_id,
+    amount: mils(2n ** 60n),
+    reference: "evt_é·🎥",
+    detail: "ünïcode · \u0000".slice(0, -1),
+  });
+  expect(await verifyLedger(db)).toEqual([]);
+});
+
+/** Runs `tamper` as a superuser who switches the triggers off, audits, and undoes it. */
+async function auditAfter(tamper: (tx: Sql) => Promise<unknown>): Promise<string[]> {
+  const undo = new Error("undo");
+  let problems: string[] = [];
+  await db
+    .transaction(async (tx) => {
+      await tx.query("SET LOCAL session_replication_role = replica");
+      await tamper(tx);
+      // The auditor's own transaction becomes this one: what is not committed is visible here only.
+      problems = await verifyLedger({ ...db, transaction: (run) => run(inside(tx)) });
+      throw undo;
+    })
+    .catch((error: unknown) => {
+      if (error !== undo) throw error;
+    });
+  return problems;
+}
+
+const inside = (tx: Sql): Sql => ({
+  query: (text, params) => (text.startsWith("SET TRANSACTION") ? Promise.resolve([]) : tx.query(text, params)),
+});
+
+const TAMPERINGS: readonly [string, string, RegExp][] = [
+  [
+    "an amount",
+    "UPDATE ledger_entries SET amount_mils = amount_mils + 1 WHERE customer_id = $1 AND seq = 3",
+    /not what was hashed/,
+  ],
+  [
+    "a balance after",
+    "UPDATE ledger_entries SET balance_after_mils = 1 WHERE customer_id = $1 AND seq = 3",
+    /entries add up to/,
+  ],
+  ["a kind", "UPDATE ledger_entries SET kind = 'adjustment' WHERE customer_id = $1 AND seq = 1", /not what was hashed/],
+  ["a detail", "UPDATE ledger_entries SET detail = 'x' WHERE customer_id = $1 AND seq = 2", /not what was hashed/],
+  [
+    "a reference",
+    "UPDATE ledger_entries SET reference = 'x' WHERE customer_id = $1 AND seq = 2",
+    /not what was hashed/,
+  ],
+  [
+    "a microsecond",
+    "UPDATE ledger_entries SET created_at = created_at + interval '1 us' WHERE customer_id = $1 AND seq = 4",
+    /not what was hashed/,
+  ],
+  [
+    "the rollout that was paid for",
+    "UPDATE ledger_entries e SET rollout_id = o.rollout_id FROM ledger_entries o WHERE e.customer_id = $1 AND e.seq = 6 AND o.customer_id = $1 AND o.seq = 5",
+    /not what was hashed/,
+  ],
+  [
+    "a previous hash",
+    "UPDATE ledger_entries SET prev_hash = decode(repeat('00', 32), 'hex') WHERE customer_id = $1 AND seq = 2",
+    /does not continue the chain/,
+  ],
+  [
+    "an amount and its hash, computed anew",
+    `UPDATE ledger_entries SET amount_mils = amount_mils + 1, balance_after_mils = balance_after_mils + 1,
+      hash = ledger_hash(prev_hash, customer_id, account, seq, kind, amount_mils + 1, balance_after_mils + 1, rollout_id, reference, detail, created_at)
+      WHERE customer_id = $1 AND seq = 2`,
+    /entry 3: does not continue the chain/,
+  ],
+  [
+    "an entry in the middle, removed",
+    "DELETE FROM ledger_entries WHERE customer_id = $1 AND seq = 4",
+    /entry 5: follows entry 3/,
+  ],
+  [
+    "the last entry, removed",
+    "DELETE FROM ledger_entries WHERE customer_id = $1 AND seq = 7",
+    /counts 7 entries, the last one is 6/,
+  ],
+  ["all entries, removed", "DELETE FROM ledger_entries WHERE customer_id = $1", /counts 7 entries, the last one is 0/],
+  [
+    "two entries, exchanged",
+    "UPDATE ledger_entries SET seq = CASE seq WHEN 3 THEN 40 ELSE seq END WHERE customer_id = $1",
+    /follows entry/,
+  ],
+  [
+    "the balance of the account",
+    "UPDATE accounts SET balance_mils = balance_mils + 1 WHERE customer_id = $1 AND account = 'balance'",
+    /holds 9\d\d\d mils, its entries add up to/,
+  ],
+  [
+    "a debt out of nowhere",
+    "UPDATE accounts SET balance_mils = 1 WHERE customer_id = $1 AND account = 'debt'",
+    /debt: holds 1 mils/,
+  ],
+  [
+    "the head of the chain",
+    "UPDATE accounts SET head_hash = prev_hash WHERE customer_id = $1 AND account = 'balance'",
+    /its head is not the hash/,
+  ],
+  [
+    "a refund that was made but not noted on the rollout",
+    `ALTER TABLE rollouts DROP CONSTRAINT rollouts_refund_is_exact; UPDATE rollouts SET refunded_mils = 0 WHERE status = 'failed'`,
+    /says 0 mils refunded, due are/,
+  ],
+  [
+    "a success after the refund",
+    `UPDATE rollouts SET status = 'succeeded', result = '{}', error_code = NULL, frames_delivered = frames, refunded_mils = 0 WHERE id = (SELECT rollout_id FROM ledger_entries WHERE customer_id = $1 AND seq = 6)`,
+    /1 refunds of 245 mils in the ledger, due are 0/,
+  ],
+  [
+    "an end without a refund",
+    `UPDATE rollouts SET status = 'cancelled', frames_delivered = 0, refunded_mils = charge_mils, finished_at = now() WHERE status = 'queued'`,
+    /0 refunds of 0 mils in the ledger, due are 245/,
+  ],
+  [
+    "a rollout that nobody paid",
+    `INSERT INTO rollouts SELECT (r).* FROM (SELECT jsonb_populate_record(r, '{"id": "rollout_free"}') AS r FROM rollouts r WHERE status = 'queued') s`,
+    /rollout_free: 0 debits of 0 mils/,
+  ],
+];
+
+test.each(TAMPERINGS)("notices %s that was tampered with", async (_, tampering, problem) => {
+  const tamper = async (tx: Sql): Promise<void> => {
+    for (const statement of tampering.split("; ")) {
+      await tx.query(statement, statement.includes("$1") ? [customer] : []);
+    }
+  };
+  expect((await auditAfter(tamper)).join("\n")).toMatch(problem);
+  expect(await verifyLedger(db)).toEqual([]); // and it was undone
+});
+
+test("audits a system that is at work without false alarms", async () => {
+  const key = await newCustomer(db, mils(100_000));
+  const work = async (): Promise<void> => {
+    for (let n = 0; n < 40; n++) {
+      const { id } = await accept(db, key);
+      await settle(db, id, null, cancelled);
+    }
+  };
+  const work3 = Promise.all([work(), work(), work()]);
+  for (let audit = 0; audit < 10; audit++) expect(await verifyLedger(db)).toEqual([]);
+  await work3;
+  expect(await verifyLedger(db)).toEqual([]);
+});
+
+test("goes through more entries than one page", async () => {
+  const { customer_id } = await newCustomer(db, mils(0));
+  await db.query(
+    `DO $$ BEGIN FOR i IN 1..2100 LOOP
+       WITH moved AS (
+         UPDATE accounts a SET balance_mils = balance_mils + 1, seq = seq + 1, prev_hash = head_hash,
+                head_hash = ledger_hash(head_hash, customer_id, account, seq + 1, 'credit', 1, balance_mils + 1, NULL, 'page-' || i, 'x', now())
+          WHERE customer_id = '${customer_id}' AND account = 'balance' RETURNING *)
+       INSERT INTO ledger_entries (customer_id, account, seq, kind, amount_mils, balance_after_mils, reference, detail, created_at, prev_hash, hash)
+       SELECT customer_id, account, seq, 'credit', 1, balance_mils, 'page-' || i, 'x', now(), prev_hash, head_hash FROM moved;
+     END LOOP; END $$`,
+  );
+  expect(await verifyLedger(db)).toEqual([]);
+  const problems = await auditAfter((tx) =>
+    tx.query("UPDATE ledger_entries SET detail = 'y' WHERE reference IN ('page-2001', 'page-2100')"),
+  );
+  expect(problems).toHaveLength(2);
+});

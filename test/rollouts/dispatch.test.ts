@@ -1,0 +1,100 @@
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+import { PredictJob } from "#contract/jobs.ts";
+import type { Database } from "#platform/database.ts";
+import { markDispatched, predictJobOf, readBacklog, readInFlight } from "#rollouts/dispatch.ts";
+import { type Leadership, tryLead } from "#rollouts/leader.ts";
+import { settle } from "#rollouts/settle.ts";
+import { accept, cancelled, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+import { Compile } from "typebox/compile";
+
+let database: TestDatabase;
+let db: Database;
+let leader: Leadership;
+beforeAll(async () => {
+  database = await createTestDatabase();
+  ({ db } = database);
+  const leadership = await tryLead(db, "test");
+  if (!leadership) throw new Error("nobody else is there to lead");
+  leader = leadership;
+});
+afterAll(async () => {
+  await leader.resign();
+  await database.drop();
+});
+
+test("the backlog is first come, first served, with those that somebody waits for first", async () => {
+  const key = await newCustomer(db);
+  const model = "backlog";
+  const bulk = await accept(db, key, { model, lane: "bulk" });
+  const one = await accept(db, key, { model });
+  const two = await accept(db, key, { model });
+  await accept(db, key, { model: "other" });
+
+  expect((await readBacklog(db, model, 10)).map(({ id }) => id)).toEqual([one.id, two.id, bulk.id]);
+  expect((await readBacklog(db, model, 1)).map(({ id }) => id)).toEqual([one.id]);
+});
+
+test("dispatching counts the attempt, and takes only what is still queued", async () => {
+  const key = await newCustomer(db);
+  const model = "marking";
+  const [one, two, gone] = [
+    await accept(db, key, { model }),
+    await accept(db, key, { model, k: 8 }),
+    await accept(db, key, { model }),
+  ];
+  await settle(db, gone.id, null, cancelled);
+
+  const marked = await markDispatched(db, leader.epoch, [two.id, gone.id, one.id]);
+  expect(marked.map(({ id, status, attempt }) => ({ id, status, attempt }))).toEqual([
+    { id: one.id, status: "dispatched", attempt: 1 },
+    { id: two.id, status: "dispatched", attempt: 1 },
+  ]);
+  expect(await markDispatched(db, leader.epoch, [one.id])).toEqual([]);
+  expect(await readInFlight(db, model)).toEqual({ rollouts: 2, samples: 9 });
+  expect(await readBacklog(db, model, 10)).toEqual([]);
+});
+
+test("two dispatchers at once dispatch each rollout once", async () => {
+  const key = await newCustomer(db);
+  const ids = (await Promise.all(Array.from({ length: 20 }, () => accept(db, key)))).map(({ id }) => id);
+  const rounds = await Promise.all([
+    markDispatched(db, leader.epoch, ids),
+    markDispatched(db, leader.epoch, ids.toReversed()),
+  ]);
+  expect(
+    rounds
+      .flat()
+      .map(({ id }) => id)
+      .sort(),
+  ).toEqual(ids.sort());
+});
+
+test("a leader whose term is over dispatches nothing", async () => {
+  const key = await newCustomer(db);
+  const rollout = await accept(db, key);
+  expect(await markDispatched(db, leader.epoch - 1n, [rollout.id])).toEqual([]);
+  expect(await markDispatched(db, leader.epoch + 1n, [rollout.id])).toEqual([]);
+  expect(await markDispatched(db, leader.epoch, [rollout.id])).toHaveLength(1);
+});
+
+test("the job carries references and the debited mils, and is valid on the wire", async () => {
+  const key = await newCustomer(db);
+  const { id } = await accept(db, key, { k: 2 });
+  const [rollout] = await markDispatched(db, leader.epoch, [id]);
+  if (!rollout) throw new Error("not dispatched");
+
+  const job = predictJobOf(rollout);
+  expect(Compile(PredictJob).Check(job)).toBe(true);
+  expect(job).toMatchObject({
+    rollout_id: id,
+    attempt: 1,
+    debited_mils: "490",
+    frame_key: `rollouts/${id}/start_frame.png`,
+    actions_key: `rollouts/${id}/actions.f32`,
+    deadline_ms: rollout.deadline_at.getTime(),
+    alone: false,
+  });
+  expect(await settle(db, id, job.attempt, succeeded(98))).toMatchObject({ settled: true });
+});

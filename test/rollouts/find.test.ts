@@ -1,0 +1,107 @@
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+import { REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
+import type { Database } from "#platform/database.ts";
+import {
+  countQueued,
+  findRollout,
+  findUndelivered,
+  hasUndelivered,
+  markDelivered,
+  queuePosition,
+} from "#rollouts/find.ts";
+import { latencyOf } from "#rollouts/latency.ts";
+import { settle } from "#rollouts/settle.ts";
+import { accept, dispatch, failed, fingerprint, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+
+let database: TestDatabase;
+let db: Database;
+beforeAll(async () => {
+  database = await createTestDatabase();
+  ({ db } = database);
+});
+afterAll(() => database.drop());
+
+test("finds a customer's own rollout, and nobody else's", async () => {
+  const [owner, other] = [await newCustomer(db), await newCustomer(db)];
+  const rollout = await accept(db, owner);
+  expect(await findRollout(db, rollout.id, owner.customer_id)).toEqual(rollout);
+  expect(await findRollout(db, rollout.id, other.customer_id)).toBeNull();
+});
+
+test("a paid video that did not arrive is found by its payload for 15 minutes, until it is delivered", async () => {
+  const [key, other] = [await newCustomer(db), await newCustomer(db)];
+  const payload = fingerprint("payload");
+  const now = new Date();
+  const find = (at = now): ReturnType<typeof findUndelivered> => findUndelivered(db, key.customer_id, payload, 1, at);
+
+  const rollout = await accept(db, key, { fingerprint: payload });
+  expect(await find()).toBeNull(); // still running
+  await dispatch(db, rollout.id);
+  await settle(db, rollout.id, 1, succeeded());
+
+  expect((await find())?.id).toBe(rollout.id);
+  expect(await hasUndelivered(db, key.customer_id, now)).toBe(true);
+  expect(await find(new Date(now.getTime() + REDELIVERY_WINDOW_MS + 1_000))).toBeNull();
+  expect(await findUndelivered(db, key.customer_id, fingerprint("other"), 1, now)).toBeNull();
+  expect(await findUndelivered(db, key.customer_id, payload, 2, now)).toBeNull();
+  expect(await findUndelivered(db, other.customer_id, payload, 1, now)).toBeNull();
+  expect(await hasUndelivered(db, other.customer_id, now)).toBe(false);
+
+  await markDelivered(db, rollout.id);
+  const delivered = await findRollout(db, rollout.id, key.customer_id);
+  await markDelivered(db, rollout.id);
+  expect(await findRollout(db, rollout.id, key.customer_id)).toEqual(delivered); // the first time counts
+  expect(await find()).toBeNull();
+  expect(await hasUndelivered(db, key.customer_id, now)).toBe(false);
+});
+
+test("a refunded rollout is never given away as undelivered", async () => {
+  const key = await newCustomer(db);
+  const payload = fingerprint("failed payload");
+  const rollout = await accept(db, key, { fingerprint: payload });
+  await settle(db, rollout.id, null, failed());
+  expect(await findUndelivered(db, key.customer_id, payload, 1, new Date())).toBeNull();
+});
+
+test("the place in the queue counts the same model only, and whoever waits goes before bulk work", async () => {
+  const key = await newCustomer(db);
+  const model = "queue-model";
+  const bulk = await accept(db, key, { model, lane: "bulk" });
+  const first = await accept(db, key, { model });
+  await accept(db, key, { model: "another-model" });
+  const second = await accept(db, key, { model });
+
+  expect(await Promise.all([first, second, bulk].map((rollout) => queuePosition(db, rollout)))).toEqual([1, 2, 3]);
+  await dispatch(db, first.id);
+  expect(await queuePosition(db, first)).toBeNull();
+  expect(await queuePosition(db, bulk)).toBe(2);
+  expect((await countQueued(db)).get(model)).toBe(2);
+  expect((await countQueued(db)).get("unheard-of")).toBeUndefined();
+});
+
+test("percentiles are of what succeeded in the last 24 hours, and null without any", async () => {
+  const key = await newCustomer(db);
+  const model = "timed-model";
+  const now = new Date();
+  expect(await latencyOf(db, model, now)).toEqual({
+    engine_wall_ms: { p50: null, p99: null, count: 0 },
+    request_ms: { p50: null, p99: null, count: 0 },
+  });
+
+  for (let n = 1; n <= 100; n++) {
+    const rollout = await accept(db, key, { model });
+    await dispatch(db, rollout.id);
+    await settle(db, rollout.id, 1, succeeded(49, n * 10));
+  }
+  const lost = await accept(db, key, { model });
+  await settle(db, lost.id, null, failed());
+
+  const latency = await latencyOf(db, model, now);
+  expect(latency.engine_wall_ms).toEqual({ p50: 500, p99: 990, count: 100 });
+  expect(latency.request_ms).toMatchObject({ p50: expect.any(Number), count: 100 });
+  expect(latency.request_ms.p50).toBeLessThanOrEqual(latency.request_ms.p99 ?? 0);
+  const tomorrow = new Date(now.getTime() + 25 * 3_600_000);
+  expect((await latencyOf(db, model, tomorrow)).engine_wall_ms.count).toBe(0);
+});

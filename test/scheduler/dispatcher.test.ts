@@ -1,0 +1,114 @@
+import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+
+import { jobIdOf, type RolloutId } from "#contract/ids.ts";
+import { systemClock } from "#platform/clock.ts";
+import type { Service } from "#platform/lifecycle.ts";
+import { predictQueue } from "#queue/queues.ts";
+import { tryLead } from "#rollouts/leader.ts";
+import { settle } from "#rollouts/settle.ts";
+import { type DispatcherOptions, startDispatcher } from "#scheduler/dispatch/dispatcher.ts";
+
+import { eventually } from "../queue/test-queue.ts";
+import { accept, cancelled } from "../support/ledger.ts";
+import { silentLog } from "../support/postgres.ts";
+import { type Fixture, MODEL, openFixture } from "./scheduler-fixture.ts";
+
+let fixture: Fixture;
+let epoch: bigint;
+let resign: () => Promise<void>;
+
+beforeAll(async () => {
+  fixture = await openFixture();
+  const leadership = await tryLead(fixture.database.db, "test");
+  if (!leadership) throw new Error("somebody else leads");
+  ({ epoch } = leadership);
+  resign = () => leadership.resign();
+});
+afterAll(async () => {
+  await resign();
+  await fixture.end();
+});
+
+beforeEach(async () => {
+  // Nothing of the tests before is left in the way.
+  const { db } = fixture.database;
+  const left = await db.query<{ id: RolloutId }>("SELECT id FROM rollouts WHERE finished_at IS NULL");
+  for (const { id } of left) await settle(db, id, null, cancelled);
+});
+
+async function dispatching(options: Partial<DispatcherOptions>, during: () => Promise<void>): Promise<void> {
+  const { database, queues, models, metrics } = fixture;
+  const dispatcher: Service = await startDispatcher({
+    db: database.db,
+    queues,
+    models,
+    metrics,
+    epoch,
+    liveWorkers: () => 1,
+    clock: systemClock,
+    log: silentLog,
+    ...options,
+  });
+  try {
+    await during();
+  } finally {
+    await dispatcher.stop();
+  }
+}
+
+test("gives a queued rollout to its model's queue as attempt 1, woken by the signal", async () => {
+  await dispatching({}, async () => {
+    const { id } = await accept(fixture.database.db, fixture.key, { lane: "bulk" });
+    await fixture.queues.signals.publish({ kind: "queued" });
+    const job = await eventually(() => predictQueue(fixture.queues, MODEL).find(jobIdOf(id, 1)));
+    expect(job).toMatchObject({ state: "waiting", data: { rollout_id: id, attempt: 1, debited_mils: "245" } });
+    expect(await fixture.read(id)).toMatchObject({ status: "dispatched", attempt: 1 });
+  });
+});
+
+test("finds the backlog without any signal, also when no worker lives", async () => {
+  const { id } = await accept(fixture.database.db, fixture.key);
+  await dispatching({ liveWorkers: () => 0 }, async () => {
+    await eventually(async () => (await fixture.read(id)).status === "dispatched");
+  });
+});
+
+test("keeps the queue shallow and the rest in the backlog, first come, first served", async () => {
+  const { db } = fixture.database;
+  const [model] = fixture.models;
+  const target = Math.floor((model?.engine.max_batch_samples ?? 0) * 1.5);
+  const ids: RolloutId[] = [];
+  for (let n = 0; n < target + 3; n++) ids.push((await accept(db, fixture.key)).id);
+  await dispatching({}, async () => {
+    const statuses = await eventually(async () => {
+      const seen = await db.query<{ status: string }>(
+        "SELECT status FROM rollouts WHERE id = ANY ($1) ORDER BY array_position($1, id)",
+        [ids],
+      );
+      return seen.some(({ status }) => status === "dispatched") && seen.map(({ status }) => status);
+    });
+    expect(statuses).toEqual([...Array(target).fill("dispatched"), "queued", "queued", "queued"]);
+  });
+});
+
+test("a leader whose term is over dispatches nothing", async () => {
+  const { id } = await accept(fixture.database.db, fixture.key);
+  await dispatching({ epoch: epoch - 1n }, async () => {
+    await fixture.queues.signals.publish({ kind: "queued" });
+    await dispatching({}, async () => {
+      await eventually(async () => (await fixture.read(id)).status === "dispatched");
+    });
+  });
+  expect((await fixture.read(id)).attempt).toBe(1);
+});
+
+test("a cancelled rollout is not dispatched any more", async () => {
+  const { db } = fixture.database;
+  const first = await accept(db, fixture.key);
+  await settle(db, first.id, null, cancelled);
+  const second = await accept(db, fixture.key);
+  await dispatching({}, async () => {
+    await eventually(async () => (await fixture.read(second.id)).status === "dispatched");
+  });
+  expect(await predictQueue(fixture.queues, MODEL).find(jobIdOf(first.id, 1))).toBeNull();
+});

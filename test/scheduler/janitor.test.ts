@@ -1,0 +1,69 @@
+import { utimes } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { randomBytes } from "node:crypto";
+
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+import { createFsBlobs } from "#blobs/fs.ts";
+import { newRolloutId, type RolloutId } from "#contract/ids.ts";
+import { blobKeys } from "#contract/jobs.ts";
+import { systemClock } from "#platform/clock.ts";
+import { settle } from "#rollouts/settle.ts";
+import { deleteOrphans } from "#scheduler/sweep/janitor.ts";
+
+import { accept, dispatch, succeeded } from "../support/ledger.ts";
+import { silentLog } from "../support/postgres.ts";
+import { type Fixture, openFixture } from "./scheduler-fixture.ts";
+
+let fixture: Fixture;
+let folder: string;
+
+beforeAll(async () => {
+  fixture = await openFixture();
+  folder = await mkdtemp(join(tmpdir(), "dream-janitor-"));
+});
+afterAll(async () => {
+  await fixture.end();
+  await rm(folder, { recursive: true, force: true });
+});
+
+test("deletes old blobs that no rollout names, and nothing else", async () => {
+  const blobs = createFsBlobs(folder);
+  const { db } = fixture.database;
+  const delivered = (await accept(db, fixture.key)).id;
+  await dispatch(db, delivered);
+  await settle(db, delivered, 1, succeeded());
+  const waiting = (await accept(db, fixture.key)).id;
+  const nobody = newRolloutId(randomBytes);
+  const recent = newRolloutId(randomBytes);
+
+  const hoursAgo = new Date(Date.now() - 2 * 3_600_000);
+  const put = async (key: string, at = hoursAgo): Promise<string> => {
+    await blobs.put(key, Buffer.from("x"));
+    await utimes(join(folder, key), at, at);
+    return key;
+  };
+  const kept = await Promise.all([
+    put(blobKeys.frame(delivered)),
+    put(blobKeys.video(delivered, 1, 0)),
+    put(blobKeys.frame(waiting)),
+    put(blobKeys.frame(recent), new Date()),
+  ]);
+  const orphans = await Promise.all([
+    put(blobKeys.frame(nobody)),
+    put(blobKeys.actions(nobody)),
+    put(blobKeys.video(delivered, 7, 0)),
+  ]);
+
+  const signal = new AbortController().signal;
+  const options = { db, blobs, clock: systemClock, log: silentLog };
+  const partOf = (id: RolloutId): string => `rollouts/${id.slice(0, "rollout_".length + 2)}`;
+  const parts = new Set([delivered, waiting, nobody, recent].map(partOf));
+  for (const part of parts) await deleteOrphans(part, options, signal);
+
+  const exists = (key: string): Promise<boolean> => blobs.info(key).then((info) => info !== null);
+  expect(await Promise.all(kept.map(exists))).toEqual(kept.map(() => true));
+  expect(await Promise.all(orphans.map(exists))).toEqual(orphans.map(() => false));
+});

@@ -1,0 +1,36 @@
+import { expect, test } from "vitest";
+
+import { blobKeys } from "#contract/jobs.ts";
+import type { RolloutId } from "#contract/ids.ts";
+import type { RolloutStatus } from "#contract/rollout.ts";
+import { isOrphan, PARTS, partPrefix, rolloutIdOf } from "#scheduler/sweep/orphans.ts";
+
+const id = `rollout_${"ab".repeat(16)}` as RolloutId;
+const row = (status: RolloutStatus, attempt: number) => ({ id, status, attempt });
+const video = (attempt: number): string => blobKeys.video(id, attempt, 0);
+
+test.each<[string, string, ReturnType<typeof row> | undefined, boolean]>([
+  ["an upload whose request never became a rollout", blobKeys.frame(id), undefined, true],
+  ["inputs of a rollout that waits", blobKeys.actions(id), row("queued", 0), false],
+  ["inputs of one that ended", blobKeys.frame(id), row("failed", 1), false],
+  ["files of an attempt that runs", video(1), row("dispatched", 1), false],
+  ["the video that was delivered", video(2), row("succeeded", 2), false],
+  ["its result", blobKeys.result(id, 2), row("succeeded", 2), false],
+  ["files of an attempt that did not win", video(1), row("succeeded", 2), true],
+  ["attempt 1 is not attempt 10", video(10), row("succeeded", 1), true],
+  ["a video that nobody gets", video(1), row("cancelled", 1), true],
+])("%s", (_name, key, owner, orphan) => {
+  expect(isOrphan(key, owner)).toBe(orphan);
+});
+
+test("keys of something else are nobody's orphans", () => {
+  expect(rolloutIdOf("models/pusht-small/model.json")).toBeNull();
+  expect(rolloutIdOf("rollouts/notes.txt")).toBeNull();
+});
+
+test("the parts cover every rollout once", () => {
+  const prefixes = Array.from({ length: PARTS }, (_, round) => partPrefix(round));
+  expect(new Set(prefixes).size).toBe(PARTS);
+  expect(partPrefix(PARTS)).toBe(partPrefix(0));
+  expect(prefixes.filter((prefix) => blobKeys.frame(id).startsWith(prefix))).toHaveLength(1);
+});

@@ -1,0 +1,94 @@
+import { Registry } from "prom-client";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+
+import { systemClock } from "#platform/clock.ts";
+import type { Service } from "#platform/lifecycle.ts";
+import { createDatabase } from "#platform/database.ts";
+import { startScheduler } from "#scheduler/scheduler.ts";
+
+import { eventually } from "../queue/test-queue.ts";
+import { accept } from "../support/ledger.ts";
+import { silentLog } from "../support/postgres.ts";
+import { type Fixture, openFixture } from "./scheduler-fixture.ts";
+
+let fixture: Fixture;
+const running: Service[] = [];
+
+beforeAll(async () => {
+  fixture = await openFixture();
+});
+afterEach(async () => {
+  await Promise.all(running.splice(0).map((service) => service.stop()));
+});
+afterAll(() => fixture.end());
+
+/** Each scheduler has a pool of its own, as each process has. */
+async function start(holder: string): Promise<{ isLeader(): boolean; stop(): Promise<void> }> {
+  const { database, queues, blobs, models } = fixture;
+  const db = createDatabase({ url: database.url, log: silentLog });
+  const scheduler = await startScheduler({
+    db,
+    queues,
+    blobs,
+    models,
+    liveWorkers: () => 1,
+    holder,
+    clock: systemClock,
+    log: silentLog,
+    registry: new Registry(),
+  });
+  const stop = async (): Promise<void> => {
+    await scheduler.stop();
+    await db.stop();
+  };
+  running.push({ stop });
+  return { isLeader: () => scheduler.isLeader(), stop };
+}
+
+const leader = async (): Promise<{ epoch: bigint; holder: string }> => {
+  const [row] = await fixture.database.db.query<{ epoch: bigint; holder: string }>(
+    "SELECT epoch, holder FROM scheduler_leader",
+  );
+  if (!row) throw new Error("scheduler_leader is empty");
+  return row;
+};
+
+/** Ends the connection that holds the lock, as a network fault would. */
+async function cutLeader(): Promise<void> {
+  await fixture.database.db.query(
+    `SELECT pg_terminate_backend(pid) FROM pg_locks
+      WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+  );
+}
+
+test("dispatches what customers queue", async () => {
+  await start("only");
+  const { id } = await accept(fixture.database.db, fixture.key);
+  await fixture.queues.signals.publish({ kind: "queued" });
+  await eventually(async () => (await fixture.read(id)).status === "dispatched");
+});
+
+test("of two schedulers one leads; the other takes over with a higher epoch", async () => {
+  const first = await start("first");
+  await eventually(async () => first.isLeader());
+  const before = await leader();
+  expect(before.holder).toBe("first");
+  const second = await start("second");
+  expect(second.isLeader()).toBe(false);
+
+  await first.stop();
+  await eventually(async () => second.isLeader());
+  expect(await leader()).toEqual({ epoch: before.epoch + 1n, holder: "second" });
+  const { id } = await accept(fixture.database.db, fixture.key);
+  await eventually(async () => (await fixture.read(id)).status === "dispatched");
+});
+
+test("a leader that loses its lock stops acting, and leads again only in a new term", async () => {
+  const scheduler = await start("only");
+  await eventually(async () => scheduler.isLeader());
+  const before = await leader();
+  await cutLeader();
+  await eventually(async () => (await leader()).epoch > before.epoch && scheduler.isLeader());
+  const { id } = await accept(fixture.database.db, fixture.key);
+  await eventually(async () => (await fixture.read(id)).status === "dispatched");
+});

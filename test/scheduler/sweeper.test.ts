@@ -1,0 +1,256 @@
+/** The sweep against a real database, a real queue and real blobs, at every point where a process can have died. */
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+
+import { jobIdOf, type RolloutId } from "#contract/ids.ts";
+import { blobKeys, type RolloutResult } from "#contract/jobs.ts";
+import { verifyLedger } from "#ledger/verify.ts";
+import { systemClock } from "#platform/clock.ts";
+import { predictQueue, settlementQueue } from "#queue/queues.ts";
+import type { Signal } from "#queue/signals.ts";
+import { markDispatched, predictJobOf } from "#rollouts/dispatch.ts";
+import { tryLead } from "#rollouts/leader.ts";
+import { renewLease } from "#rollouts/leases.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+import type { Loop } from "#scheduler/loop.ts";
+import { startSweeper, type SweeperOptions } from "#scheduler/sweep/sweeper.ts";
+
+import { eventually } from "../queue/test-queue.ts";
+import { accept, CHARGE } from "../support/ledger.ts";
+import { silentLog } from "../support/postgres.ts";
+import { type Fixture, MODEL, openFixture } from "./scheduler-fixture.ts";
+
+let fixture: Fixture;
+let epoch: bigint;
+let resign: () => Promise<void>;
+let sweeper: Loop | undefined;
+
+beforeAll(async () => {
+  fixture = await openFixture();
+  const leadership = await tryLead(fixture.database.db, "test");
+  if (!leadership) throw new Error("somebody else leads");
+  ({ epoch } = leadership);
+  resign = () => leadership.resign();
+});
+afterAll(async () => {
+  expect(await verifyLedger(fixture.database.db)).toEqual([]);
+  await resign();
+  await fixture.end();
+});
+
+afterEach(async () => {
+  await sweeper?.stop();
+  sweeper = undefined;
+});
+
+function sweep(options: Partial<SweeperOptions> = {}): void {
+  const { database, queues, blobs, metrics } = fixture;
+  sweeper = startSweeper({
+    db: database.db,
+    queues,
+    blobs,
+    metrics,
+    epoch,
+    clock: systemClock,
+    log: silentLog,
+    ...options,
+  });
+}
+
+/** Committed as dispatched, and due for a look now; its job is not in the queue, as after a crash right there. */
+async function dispatched(overrides: Parameters<typeof accept>[2] = {}): Promise<Rollout> {
+  const { db } = fixture.database;
+  const { id } = await accept(db, fixture.key, overrides);
+  const [rollout] = await markDispatched(db, epoch, [id]);
+  if (!rollout) throw new Error("not dispatched");
+  await db.query("UPDATE rollouts SET sweep_at = now() WHERE id = $1", [id]);
+  return rollout;
+}
+
+/** Moves the deadline into the past, further than the slack when `over`. */
+async function pastDeadline(id: RolloutId): Promise<void> {
+  await fixture.database.db.query("UPDATE rollouts SET deadline_at = now() - interval '1 minute' WHERE id = $1", [id]);
+}
+
+const ended = (id: RolloutId): Promise<Rollout> =>
+  eventually(async () => {
+    const row = await fixture.read(id);
+    return row.finished_at !== null && row;
+  });
+
+/** Until the sweep has looked at it and put the next look off. */
+const lookedAt = (id: RolloutId): Promise<Rollout> =>
+  eventually(async () => {
+    const row = await fixture.read(id);
+    return row.sweep_at !== null && row.sweep_at.getTime() > Date.now() && row;
+  });
+
+function resultOf({ id, attempt }: Rollout): RolloutResult {
+  return {
+    video_keys: [blobKeys.video(id, attempt, 0)],
+    frames: 49,
+    timings: { engine_wall_ms: 100, fetch_ms: 1, encode_ms: 1, total_ms: 102 },
+  };
+}
+const putResult = (rollout: Rollout): Promise<void> =>
+  fixture.blobs.put(blobKeys.result(rollout.id, rollout.attempt), Buffer.from(JSON.stringify(resultOf(rollout))));
+
+test("the scheduler died between commit and add: the job is added again under the same id", async () => {
+  const rollout = await dispatched();
+  sweep();
+  await lookedAt(rollout.id);
+  const job = await predictQueue(fixture.queues, MODEL).find(jobIdOf(rollout.id, 1));
+  expect(job?.data).toEqual(predictJobOf(rollout));
+  expect(await fixture.read(rollout.id)).toMatchObject({ status: "dispatched", attempt: 1 });
+});
+
+test("a job that waits for a worker is left alone", async () => {
+  const rollout = await dispatched();
+  await predictQueue(fixture.queues, MODEL).add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
+  sweep();
+  await lookedAt(rollout.id);
+  expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+});
+
+test("the settlement message was lost, the result is there: settled as delivered, nothing refunded", async () => {
+  const rollout = await dispatched();
+  await putResult(rollout);
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({
+    status: "succeeded",
+    refunded_mils: 0n,
+    result: resultOf(rollout),
+  });
+});
+
+test("a result of an earlier attempt counts for nothing", async () => {
+  const rollout = await dispatched();
+  await putResult({ ...rollout, attempt: 2 });
+  sweep();
+  await lookedAt(rollout.id);
+  expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+});
+
+test("a result that is not readable counts for nothing", async () => {
+  const rollout = await dispatched();
+  await fixture.blobs.put(blobKeys.result(rollout.id, 1), Buffer.from('{"frames":"many"}'));
+  sweep();
+  await lookedAt(rollout.id);
+  expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+});
+
+test("the job failed: refunded in full as engine_failed", async () => {
+  const rollout = await dispatched();
+  const queue = predictQueue(fixture.queues, MODEL);
+  await queue.add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
+  const consumer = await queue.consume({
+    concurrency: 10,
+    handle: async ({ data }) => {
+      if (data.rollout_id === rollout.id) throw new Error("bad graph");
+    },
+  });
+  await eventually(async () => (await queue.find(jobIdOf(rollout.id, 1)))?.state === "failed");
+  await consumer.stop(0);
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({
+    status: "failed",
+    error_code: "engine_failed",
+    refunded_mils: CHARGE,
+  });
+});
+
+test("the settlement failed in its consumer: settled directly from its data", async () => {
+  const rollout = await dispatched();
+  const queue = settlementQueue(fixture.queues);
+  const jobId = jobIdOf(rollout.id, 1);
+  const outcome = { kind: "succeeded", result: resultOf(rollout) } as const;
+  await queue.add(jobId, { rollout_id: rollout.id, attempt: 1, outcome });
+  const consumer = await queue.consume({
+    concurrency: 1,
+    handle: () => Promise.reject(new Error("the database is away")),
+  });
+  await eventually(async () => (await queue.find(jobId))?.state === "failed");
+  await consumer.stop(0);
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({ status: "succeeded", refunded_mils: 0n });
+});
+
+test("a settlement that nobody consumes is settled when the deadline is over", async () => {
+  const rollout = await dispatched();
+  const outcome = { kind: "succeeded", result: resultOf(rollout) } as const;
+  await settlementQueue(fixture.queues).add(jobIdOf(rollout.id, 1), { rollout_id: rollout.id, attempt: 1, outcome });
+  sweep();
+  await lookedAt(rollout.id);
+  expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+  await pastDeadline(rollout.id);
+  await fixture.database.db.query("UPDATE rollouts SET sweep_at = now() WHERE id = $1", [rollout.id]);
+  sweeper?.wake();
+  expect(await ended(rollout.id)).toMatchObject({ status: "succeeded" });
+});
+
+test("lost without a trace and past its deadline: refunded as lost", async () => {
+  const rollout = await dispatched();
+  await pastDeadline(rollout.id);
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({ status: "failed", error_code: "lost", refunded_mils: CHARGE });
+});
+
+test("in a worker's hands long past its deadline: expired, refunded, and the worker told to stop", async () => {
+  const signals: Signal[] = [];
+  const unsubscribe = await fixture.queues.signals.subscribe(["cancel", "finished"], (signal) => {
+    signals.push(signal);
+  });
+  const rollout = await dispatched();
+  await predictQueue(fixture.queues, MODEL).add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
+  await pastDeadline(rollout.id);
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({ status: "expired", refunded_mils: CHARGE });
+  const heard = (kind: string): boolean =>
+    signals.some((signal) => signal.kind === kind && "rollout_id" in signal && signal.rollout_id === rollout.id);
+  await eventually(async () => heard("cancel") && heard("finished"));
+  await unsubscribe();
+});
+
+test("queued past its deadline: expired and refunded", async () => {
+  const { id } = await accept(fixture.database.db, fixture.key, { deadline_at: new Date(Date.now() - 1_000) });
+  sweep();
+  expect(await ended(id)).toMatchObject({ status: "expired", refunded_mils: CHARGE, attempt: 0 });
+});
+
+test("its client waited at a gateway that is gone: cancelled and refunded; that of a living one goes on", async () => {
+  const { db } = fixture.database;
+  await renewLease(db, "gateway-alive");
+  await renewLease(db, "gateway-dead");
+  await db.query("UPDATE gateway_leases SET seen_at = now() - interval '1 minute' WHERE id = 'gateway-dead'");
+  const kept = await accept(db, fixture.key, { waiter_id: "gateway-alive" });
+  const orphaned = await accept(db, fixture.key, { waiter_id: "gateway-dead" });
+  const running = await dispatched({ waiter_id: "gateway-never-seen" });
+  sweep();
+  expect(await ended(orphaned.id)).toMatchObject({ status: "cancelled", refunded_mils: CHARGE });
+  expect(await ended(running.id)).toMatchObject({ status: "cancelled", refunded_mils: CHARGE });
+  expect((await fixture.read(kept.id)).status).toBe("queued");
+});
+
+test("a leader whose term is over does not touch what is dispatched", async () => {
+  const rollout = await dispatched();
+  await putResult(rollout);
+  sweep({ epoch: epoch - 1n });
+  const marker = await accept(fixture.database.db, fixture.key, { deadline_at: new Date(Date.now() - 1_000) });
+  await ended(marker.id); // a whole round has begun and its reads are done
+  await sweeper?.stop();
+  expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({ status: "succeeded" });
+});
+
+test("one rollout whose look fails does not keep the others from theirs", async () => {
+  const broken = await dispatched();
+  const sound = await dispatched();
+  await putResult(sound);
+  const failing = {
+    ...fixture.blobs,
+    get: (key: string) => (key.includes(broken.id) ? Promise.reject(new Error("disk")) : fixture.blobs.get(key)),
+  };
+  sweep({ blobs: failing });
+  expect(await ended(sound.id)).toMatchObject({ status: "succeeded" });
+  expect((await fixture.read(broken.id)).status).toBe("dispatched");
+});

@@ -1,0 +1,115 @@
+/** The worker as a process: its start, its end, and the faults that nothing but its end repairs. */
+import { type ChildProcess, fork } from "node:child_process";
+import { once } from "node:events";
+import { fileURLToPath } from "node:url";
+
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+
+import { eventually } from "./support/eventually.ts";
+import { ENDLESS_ACTION } from "./support/tiny-bundle.ts";
+import { createWorkplace, type Workplace } from "./support/workplace.ts";
+
+const ENTRY = fileURLToPath(new URL("../../../workers/inference/main.ts", import.meta.url));
+/** Long enough for any honest run of the tiny bundle. */
+const RUN_TIMEOUT_MS = 1_500;
+const SLOW_ACTION = 20_000;
+
+let place: Workplace;
+const children: ChildProcess[] = [];
+beforeAll(async () => {
+  place = await createWorkplace();
+});
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill("SIGKILL");
+});
+afterAll(() => place.stop());
+
+interface WorkerProcess {
+  readonly child: ChildProcess;
+  readonly exited: Promise<{ code: number | null; signal: string | null }>;
+  stderr(): string;
+}
+
+function spawnWorker(env: Record<string, string> = {}): WorkerProcess {
+  let stderr = "";
+  const child = fork(ENTRY, {
+    stdio: ["ignore", "ignore", "pipe", "ipc"],
+    env: {
+      PATH: process.env["PATH"],
+      MODEL: "tiny",
+      MODELS_DIR: place.modelsDir,
+      DATABASE_URL: place.databaseUrl,
+      BLOB_URL: `file://${place.blobsDir}`,
+      ENGINE_RUN_TIMEOUT_MS: String(RUN_TIMEOUT_MS),
+      ...env,
+    },
+  });
+  children.push(child);
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+  const exited = once(child, "exit").then(([code, signal]) => ({
+    code: code as number | null,
+    signal: signal as string | null,
+  }));
+  return { child, exited, stderr: () => stderr };
+}
+
+async function startWorker(env: Record<string, string> = {}): Promise<WorkerProcess> {
+  const worker = spawnWorker(env);
+  const ready = once(worker.child, "message").then(([message]) => message as unknown);
+  expect(await Promise.race([ready, worker.exited.then(() => worker.stderr())])).toEqual({ type: "ready" });
+  return worker;
+}
+
+test("says when it is warm, serves, finishes what it has on SIGTERM and ends with 0", async () => {
+  const { child, exited } = await startWorker();
+  const { id } = await place.submit({ chunks: 50, actions: [SLOW_ACTION] });
+  await eventually(async () => (await place.predictions.find(id))?.state === "active");
+  child.kill("SIGINT"); // a terminal's Ctrl-C; the parent decides
+  child.kill("SIGTERM");
+  expect(await exited).toEqual({ code: 0, signal: null });
+  expect(await place.outcomeOf(id)).toMatchObject({ kind: "succeeded" });
+});
+
+test("ends when its parent is gone", async () => {
+  const { child, exited } = await startWorker();
+  child.disconnect();
+  expect(await exited).toEqual({ code: 0, signal: null });
+});
+
+test.each([
+  [{ MODEL: "" }, "MODEL: expected the slug"],
+  [{ MODEL: "nobody" }, "MODEL is nobody, but the bundles in"],
+  [{ DATABASE_URL: "" }, "REDIS_URL, DATABASE_URL: expected one of them"],
+  [{ ENGINE_RUN_TIMEOUT_MS: "soon" }, "ENGINE_RUN_TIMEOUT_MS: expected milliseconds"],
+  [{ FFMPEG_PATH: "/nowhere/ffmpeg" }, "ffmpeg at /nowhere/ffmpeg (FFMPEG_PATH) cannot be used"],
+])("refuses to start with %j and says what was expected", async (env, message) => {
+  const { exited, stderr } = spawnWorker(env);
+  expect(await exited).toEqual({ code: 1, signal: null });
+  expect(stderr()).toContain(message);
+});
+
+test("a run that hangs ends the process; the rollout runs once more, alone, and then fails", async () => {
+  const first = await startWorker();
+  const { id } = await place.submit({ actions: [ENDLESS_ACTION] });
+  expect(await first.exited).toEqual({ code: null, signal: "SIGKILL" });
+  expect(await place.predictions.find(id)).toMatchObject({ state: "waiting", data: { alone: true } });
+
+  const second = await startWorker();
+  expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "engine_timeout" });
+  expect(await second.exited).toEqual({ code: null, signal: "SIGKILL" });
+});
+
+test("a rollout whose worker dies twice is given up by the next worker", { timeout: 60_000 }, async () => {
+  const { id } = await place.submit({ chunks: 100, actions: [1_000_000] });
+  for (let death = 0; death < 2; death++) {
+    const { child, exited } = await startWorker();
+    await eventually(async () => {
+      const job = await place.predictions.find(id);
+      return job?.state === "active";
+    });
+    child.kill("SIGKILL");
+    await exited;
+  }
+  await startWorker();
+  expect(await place.outcomeOf(id, 30_000)).toMatchObject({ kind: "failed", code: "engine_failed" });
+});

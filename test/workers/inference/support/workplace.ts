@@ -1,0 +1,111 @@
+/** Everything around an inference worker: a queue in a database of its own, a blob store, and someone who settles. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import sharp from "sharp";
+
+import type { BlobStore } from "#blobs/blob-store.ts";
+import { createFsBlobs } from "#blobs/fs.ts";
+import { jobIdOf, type JobId, newRolloutId } from "#contract/ids.ts";
+import { blobKeys, type Outcome, type PredictJob, type SettlementJob } from "#contract/jobs.ts";
+import type { Manifest } from "#contract/manifest.ts";
+import type { JobQueue, QueueSystem } from "#queue/job-queue.ts";
+import { createPostgresQueues } from "#queue/postgres.ts";
+import { predictQueue, settlementQueue } from "#queue/queues.ts";
+import { createTestDatabase, silentLog } from "#test/support/postgres.ts";
+
+import { eventually } from "./eventually.ts";
+import { CHUNK, SIDE, TINY, writeTinyBundle } from "./tiny-bundle.ts";
+
+export interface JobOptions {
+  /** One a candidate: every action of it has this value. */
+  readonly actions?: readonly number[];
+  readonly chunks?: number;
+  readonly job?: Partial<PredictJob>;
+}
+
+export interface Workplace {
+  readonly databaseUrl: string;
+  readonly modelsDir: string;
+  readonly bundleDir: string;
+  readonly manifest: Manifest;
+  readonly blobsDir: string;
+  readonly blobs: BlobStore;
+  readonly queues: QueueSystem;
+  readonly predictions: JobQueue<PredictJob>;
+  /** Writes the inputs of a rollout and returns its first job, not yet added. */
+  prepare(options?: JobOptions): Promise<{ readonly id: JobId; readonly data: PredictJob }>;
+  /** `prepare`, then add to the queue. */
+  submit(options?: JobOptions): Promise<{ readonly id: JobId; readonly data: PredictJob }>;
+  /** The outcome that settlement was told, waiting for it if need be. */
+  outcomeOf(id: JobId, limitMs?: number): Promise<Outcome>;
+  readonly settled: ReadonlyMap<JobId, SettlementJob>;
+  stop(): Promise<void>;
+}
+
+export async function createWorkplace(): Promise<Workplace> {
+  const dir = await mkdtemp(join(tmpdir(), "dream-engine-test-worker-"));
+  const modelsDir = join(dir, "models");
+  const blobsDir = join(dir, "blobs");
+  const { bundleDir, manifest } = await writeTinyBundle(modelsDir);
+  const database = await createTestDatabase();
+  const queues = await createPostgresQueues({ url: database.url, migrate: true, log: silentLog });
+  const blobs = createFsBlobs(blobsDir);
+  const predictions = predictQueue(queues, TINY);
+  const settled = new Map<JobId, SettlementJob>();
+  await settlementQueue(queues).consume({
+    concurrency: 1,
+    handle: async ({ id, data }) => void settled.set(id, data),
+  });
+  let rollouts = 0;
+
+  async function prepare({ actions = [1], chunks = 2, job = {} }: JobOptions = {}) {
+    rollouts += 1;
+    const rolloutId = newRolloutId((size) => Buffer.alloc(size, rollouts));
+    const frame = sharp({ create: { width: SIDE, height: SIDE, channels: 3, background: { r: 200, g: 100, b: 50 } } });
+    await blobs.put(blobKeys.frame(rolloutId), await frame.png().toBuffer());
+    const values = Float32Array.from(actions.flatMap((value) => Array.from({ length: chunks * CHUNK }, () => value)));
+    await blobs.put(blobKeys.actions(rolloutId), new Uint8Array(values.buffer));
+    const data: PredictJob = {
+      rollout_id: rolloutId,
+      attempt: 1,
+      model: TINY,
+      lane: "realtime",
+      frame_key: blobKeys.frame(rolloutId),
+      actions_key: blobKeys.actions(rolloutId),
+      k: actions.length,
+      actions_per_candidate: chunks * CHUNK,
+      params: { seed: "7", num_steps: 2, guidance: 0, prompt: "" },
+      debited_mils: "25",
+      deadline_ms: Date.now() + 60_000,
+      alone: false,
+      ...job,
+    };
+    return { id: jobIdOf(rolloutId, data.attempt), data };
+  }
+
+  return {
+    databaseUrl: database.url,
+    modelsDir,
+    bundleDir,
+    manifest,
+    blobsDir,
+    blobs,
+    queues,
+    predictions,
+    settled,
+    prepare,
+    async submit(options) {
+      const prepared = await prepare(options);
+      await predictions.add(prepared.id, prepared.data);
+      return prepared;
+    },
+    outcomeOf: async (id, limitMs) => (await eventually(() => settled.get(id), limitMs)).outcome,
+    async stop() {
+      await queues.stop();
+      await database.drop();
+      await rm(dir, { recursive: true, force: true });
+    },
+  };
+}

@@ -1,0 +1,139 @@
+/** What ffmpeg makes of raw frames, and what becomes of an encoding when ffmpeg does not play along. */
+import { execFile } from "node:child_process";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+import { createSlots } from "#workers/inference/slots.ts";
+import { startEncoding, VideoError, type VideoOptions } from "#workers/inference/video/encode.ts";
+import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
+
+import { eventually } from "./support/eventually.ts";
+
+const run = promisify(execFile);
+const [WIDTH, HEIGHT, FPS, FRAMES] = [32, 16, 10, 25];
+const FRAME_BYTES = WIDTH * HEIGHT * 3;
+
+let dir: string;
+let ffmpegPath: string;
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), "dream-engine-test-video-"));
+  ffmpegPath = await findFfmpeg(undefined);
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+/** Grey frames, each brighter than the one before. */
+const frame = (index: number): Uint8Array => new Uint8Array(FRAME_BYTES).fill(20 + index * 8);
+
+const optionsFor = (name: string, changes: Partial<VideoOptions> = {}): VideoOptions => ({
+  ffmpegPath,
+  file: join(dir, `${name}.mp4`),
+  width: WIDTH,
+  height: HEIGHT,
+  fps: FPS,
+  frames: FRAMES,
+  slots: createSlots(1),
+  ...changes,
+});
+
+/** A script that stands where ffmpeg should be; it answers what fluent-ffmpeg asks first, then does as told. */
+async function impostor(name: string, body: string): Promise<string> {
+  const path = join(dir, name);
+  const answers = `case "$*" in *-encoders|*-formats) exec ${ffmpegPath} "$@";; esac`;
+  await writeFile(path, `#!/bin/sh\n${answers}\n${body}\n`);
+  await chmod(path, 0o755);
+  return path;
+}
+
+async function decode(file: string): Promise<Buffer> {
+  const options = { encoding: "buffer", maxBuffer: 2 ** 26 } as const;
+  const { stdout } = await run(ffmpegPath, ["-i", file, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"], options);
+  return stdout;
+}
+
+test("makes H.264 in yuv420p at the model's fps with exactly the frames given, in order", async () => {
+  const video = startEncoding(optionsFor("good"));
+  video.write(frame(0));
+  for (let i = 1; i < FRAMES; i += 3) video.write(Buffer.concat([frame(i), frame(i + 1), frame(i + 2)]));
+  await video.finish();
+
+  const file = join(dir, "good.mp4");
+  const { stderr } = await run(ffmpegPath, ["-i", file, "-f", "null", "-"]);
+  expect(stderr).toMatch(/Video: h264 .*yuv420p.*32x16.* 10 fps/);
+  const pixels = await decode(file);
+  expect(pixels.length).toBe(FRAMES * FRAME_BYTES);
+  for (let i = 0; i < FRAMES; i++) {
+    const [first = Number.NaN] = pixels.subarray(i * FRAME_BYTES);
+    expect(Math.abs(first - (20 + i * 8))).toBeLessThanOrEqual(4);
+  }
+});
+
+test("puts the index before the data, so that a player starts before it has everything", async () => {
+  expect(boxesOf(await readFile(join(dir, "good.mp4")))).toEqual(["ftyp", "moov", "free", "mdat"]);
+});
+
+/** Names of the top-level boxes of an MP4 file. */
+function boxesOf(file: Buffer): string[] {
+  const names: string[] = [];
+  for (let at = 0; at < file.length; at += file.readUInt32BE(at)) names.push(file.toString("latin1", at + 4, at + 8));
+  return names;
+}
+
+test("refuses to call a video complete that lacks a frame", async () => {
+  const video = startEncoding(optionsFor("short"));
+  for (let i = 0; i < FRAMES - 1; i++) video.write(frame(i));
+  await expect(video.finish()).rejects.toThrow(`the video has ${FRAMES - 1} frames, expected ${FRAMES}`);
+});
+
+test("takes no more frames than the video has", () => {
+  const video = startEncoding(optionsFor("long", { frames: 1 }));
+  video.write(frame(0));
+  expect(() => video.write(frame(1))).toThrow("more frames than the video has");
+  return video.abort();
+});
+
+test.each([
+  ["is killed", "kill -9 $$"],
+  ["fails", "echo no space left >&2; exit 1"],
+  ["may not write", `ulimit -f 0; exec "$FFMPEG" "$@"`],
+])("fails at once and clearly when ffmpeg %s", async (name, body) => {
+  const path = await impostor(`ffmpeg ${name}`, body.replace("$FFMPEG", ffmpegPath));
+  const video = startEncoding(optionsFor(`victim ${name}`, { ffmpegPath: path }));
+  for (let i = 0; i < FRAMES; i++) video.write(frame(i));
+  await expect(video.finish()).rejects.toThrow(VideoError);
+  expect((await video.failed).message).toBe("ffmpeg could not encode the video");
+});
+
+test("fails when ffmpeg has gone missing", async () => {
+  const video = startEncoding(optionsFor("missing", { ffmpegPath: join(dir, "nowhere") }));
+  expect((await video.failed).cause).toMatchObject({ code: "ENOENT" });
+  await expect(video.finish()).rejects.toThrow(VideoError);
+});
+
+test("an aborted encoding leaves no process behind", async () => {
+  const pidFile = join(dir, "pid");
+  const path = await impostor("endless", `echo $$ > ${pidFile}; exec sleep 60`);
+  const video = startEncoding(optionsFor("aborted", { ffmpegPath: path }));
+  video.write(frame(0));
+  const pid = await eventually(async () => Number(await readFile(pidFile, "utf8").catch(() => "")));
+  expect(process.kill(pid, 0)).toBe(true);
+  await video.abort();
+  expect(() => process.kill(pid, 0)).toThrow("ESRCH");
+  await expect(video.finish()).rejects.toThrow(VideoError);
+});
+
+test("no more processes run than there are slots; the others keep their frames until it is their turn", async () => {
+  const slots = createSlots(1);
+  const videos = ["one", "two", "three"].map((name) => startEncoding(optionsFor(name, { slots })));
+  for (const video of videos) for (let i = 0; i < FRAMES; i++) video.write(frame(i));
+  await Promise.all(videos.map((video) => video.finish()));
+  expect((await decode(join(dir, "three.mp4"))).length).toBe(FRAMES * FRAME_BYTES);
+});
+
+test("finding ffmpeg names the path that cannot be used", async () => {
+  await expect(findFfmpeg(join(dir, "nowhere"))).rejects.toThrow(/ffmpeg at .*nowhere \(FFMPEG_PATH\) cannot be used/);
+  await expect(findFfmpeg("/bin/true")).rejects.toMatchObject({ cause: { message: "it has no libx264 encoder" } });
+});
