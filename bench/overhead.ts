@@ -11,9 +11,7 @@
  * engine wall is a second or more. Share = 1 − (rollouts a second of the row ÷ of the row it is compared with).
  * Writes bench/results/overhead.json. `npm run bench`
  */
-import { execFileSync, spawn } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -21,7 +19,10 @@ import type { Manifest } from "#contract/manifest.ts";
 import { loadManifests } from "#platform/bundles.ts";
 import { createLog } from "#platform/log.ts";
 import { dream } from "#cli/customer.ts";
+import { npy } from "#test/support/npy.ts";
+import { ensureRedis } from "#test/support/redis-server.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
+import { decodeFrame } from "#workers/inference/inputs.ts";
 import { createSlots } from "#workers/inference/slots.ts";
 import { startEncoding } from "#workers/inference/video/encode.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
@@ -58,17 +59,15 @@ async function main(): Promise<void> {
     log,
   });
   const workDir = await mkdtemp(join(tmpdir(), "dream-bench-videos-"));
-  const redis = await startRedis();
+  const redis = await ensureRedis();
   const onPostgres = await startServedSystem(null);
-  const onRedis = redis === null ? null : await startServedSystem(redis.url);
+  const onRedis = await startServedSystem(redis.url);
   try {
     const variants: [Variant, RunOne][] = [
       ["engine", (seed, steps) => runBare(engine, inputs, seed, steps)],
       ["engine + encode", await encoding(engine, inputs, workDir)],
       ["full, PostgreSQL", (seed, steps) => runFull(onPostgres, inputs, seed, steps)],
-      ...(onRedis
-        ? [["full, Redis", (seed, steps) => runFull(onRedis, inputs, seed, steps)] as [Variant, RunOne]]
-        : []),
+      ["full, Redis", (seed, steps) => runFull(onRedis, inputs, seed, steps)],
     ];
     const stepsOfBundle = inputs.manifest.sampler.default_num_steps;
     const stepsForAWallOfASecond = await findSteps((steps) => runBare(engine, inputs, 0, steps), stepsOfBundle);
@@ -82,8 +81,8 @@ async function main(): Promise<void> {
     const result = { made_by: "npm run bench", machine: describeMachine(), model: inputs.manifest.slug, report };
     await writeFile("bench/results/overhead.json", `${JSON.stringify(result, null, 2)}\n`);
   } finally {
-    await Promise.all([onPostgres.stop(), onRedis?.stop(), engine.stop()]);
-    redis?.stop();
+    await Promise.all([onPostgres.stop(), onRedis.stop(), engine.stop()]);
+    await redis.stop();
     await rm(workDir, { recursive: true, force: true });
   }
 }
@@ -184,29 +183,7 @@ async function readInputs(): Promise<Inputs> {
   const example = join("models", manifest.slug, "example");
   const frame = await readFile(join(example, "start_frame.png"));
   const actionsNpy = await readFile(join(example, "actions.npy"));
-  const { decodeFrame } = await import("#workers/inference/inputs.ts");
-  const { npy } = await import("#test/support/npy.ts");
   return { manifest, frame, pixels: await decodeFrame(frame, manifest), actionsNpy, actions: npy.read(actionsNpy) };
-}
-
-/** A Redis of our own on a free port, or null with a word about it where there is none. */
-async function startRedis(): Promise<{ readonly url: string; stop(): void } | null> {
-  try {
-    execFileSync("redis-server", ["--version"], { stdio: "ignore" });
-  } catch {
-    console.log("No redis-server on PATH: the Redis rows are left out.");
-    return null;
-  }
-  const port = await new Promise<number>((resolve) => {
-    const server = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address() as AddressInfo; // a TCP server's address is never text
-      server.close(() => resolve(port));
-    });
-  });
-  const redis = spawn("redis-server", ["--port", String(port), "--save", "", "--bind", "127.0.0.1"], {
-    stdio: "ignore",
-  });
-  return { url: `redis://127.0.0.1:${port}`, stop: () => redis.kill("SIGTERM") };
 }
 
 await main();

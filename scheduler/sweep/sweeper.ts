@@ -7,6 +7,7 @@ import { Compile } from "typebox/compile";
 import { jobIdOf, type RolloutId } from "#contract/ids.ts";
 import { blobKeys, type Outcome, RolloutResult } from "#contract/jobs.ts";
 import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
+import { within } from "#platform/bounded.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
@@ -20,7 +21,6 @@ import { nextOverdue, postpone, readExpired } from "#rollouts/sweep.ts";
 
 import { type Loop, startLoop } from "../loop.ts";
 import type { SchedulerMetrics } from "../metrics.ts";
-import { within } from "../within.ts";
 import { type Action, decide, type Facts, isInHand, lookAgainAt } from "./policy.ts";
 
 const SWEEP_EVERY_MS = 1_000;

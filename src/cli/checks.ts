@@ -2,7 +2,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, statfs } from "node:fs/promises";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 
@@ -16,7 +15,7 @@ import { createLog } from "#platform/log.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { openDatabase, type Parts } from "./context.ts";
-import { findPortHolder } from "./port-holder.ts";
+import { findPortHolder, isFree } from "./ports.ts";
 import { findRunningServer } from "./running-server.ts";
 import { errorCode, UserError } from "./user-error.ts";
 
@@ -102,12 +101,7 @@ async function checkModels({ MODELS_DIR }: Config): Promise<string> {
 async function checkPort({ PORT, HOST, DATA_DIR }: Config): Promise<string> {
   const server = await findRunningServer(DATA_DIR);
   if (server) return `serve runs (process ${server.pid}, ${server.url})`;
-  const free = await new Promise<boolean>((resolve) => {
-    const probe = createServer();
-    probe.once("error", () => resolve(false));
-    probe.listen(PORT, HOST, () => probe.close(() => resolve(true)));
-  });
-  if (free) return `${PORT} is free`;
+  if (await isFree(PORT, HOST)) return `${PORT} is free`;
   const holder = await findPortHolder(PORT);
   throw new UserError(`${PORT} is in use${holder === null ? "" : ` by ${holder}`}; set PORT to another one`);
 }

@@ -5,12 +5,12 @@
  */
 import { randomBytes } from "node:crypto";
 import { chown, mkdir, readdir, readFile, rename, rm, statfs, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { join } from "node:path";
 
 import { Type, type Static } from "typebox";
 import { Compile } from "typebox/compile";
 
+import { freePort } from "./ports.ts";
 import { findPostgres, type PostgresBinaries } from "./postgres-binaries.ts";
 import { errorCode, UserError } from "./user-error.ts";
 
@@ -175,17 +175,4 @@ export function explain(output: string): string {
     return `${output}\nThe package's install script did not run: \`npm rebuild\` runs it.`;
   }
   return output;
-}
-
-/** A TCP port on loopback that nobody listens on at the moment. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      const port = address !== null && typeof address === "object" ? address.port : 0;
-      server.close(() => resolve(port));
-    });
-  });
 }

@@ -9,8 +9,9 @@ import { Client } from "pg";
 import type { Log } from "#platform/log.ts";
 import { processInfo } from "#platform/processes.ts";
 
-import { type Cluster, type Connection, explain, freePort, urlOf } from "./postgres-cluster.ts";
-import { errorCode, UserError } from "./user-error.ts";
+import { type Cluster, type Connection, explain, urlOf } from "./postgres-cluster.ts";
+import { freePort, isFree } from "./ports.ts";
+import { UserError } from "./user-error.ts";
 
 const CONNECT_TIMEOUT_MS = 5_000;
 const RETRY_EVERY_MS = 150;
@@ -58,28 +59,23 @@ export async function openServer(cluster: Cluster, log: Log): Promise<PostgresSe
 
   return {
     async ensureRunning(onStep, deadline) {
-      let problem: string | null = null;
+      let problem = "It does not answer.";
       for (let starts = 0; Date.now() < deadline && starts < STARTS_MAX;) {
         const connection = await cluster.readConnection();
-        const answer = await probe(connection, cluster.folder);
-        if (answer === "ours") return connection;
-        const pid = await runningPostmaster(cluster.folder);
-        if (pid === null) {
-          if (starts === 0) onStep("starting the database");
-          if (answer === "foreign") await cluster.savePort(await freePort());
-          starts += 1;
-          problem = await start();
-          if (problem !== null) await delay(START_AGAIN_AFTER_MS);
-        } else if (answer === "foreign") {
-          throw new UserError(
-            `PostgreSQL (process ${pid}) runs on ${cluster.folder} but not on the port that is remembered for it.\n` +
-              `Stop it (kill -INT ${pid}) and start again.`,
-          );
-        } else {
+        if (await answers(connection, cluster.folder)) return connection;
+        if ((await runningPostmaster(cluster.folder)) !== null) {
           await delay(RETRY_EVERY_MS); // it starts, recovers, or shuts down
+          continue;
         }
+        if (starts === 0) onStep("starting the database");
+        starts += 1;
+        if (!(await isFree(connection.port))) await cluster.savePort(await freePort());
+        const failed = await start();
+        if (failed === null) continue;
+        problem = failed;
+        await delay(START_AGAIN_AFTER_MS);
       }
-      throw new UserError(`PostgreSQL does not start.\n${explain(problem ?? "It does not answer.")}`);
+      throw new UserError(`PostgreSQL does not start.\n${explain(problem)}`);
     },
     async stop() {
       for (const mode of ["fast", "immediate"]) {
@@ -100,8 +96,8 @@ export async function openServer(cluster: Cluster, log: Log): Promise<PostgresSe
   };
 }
 
-/** `closed`: nobody listens. `busy`: a PostgreSQL that starts or stops. `foreign`: somebody else's port by now. */
-async function probe(connection: Connection, folder: string): Promise<"ours" | "busy" | "closed" | "foreign"> {
+/** Whether the server of this cluster accepts connections there. */
+async function answers(connection: Connection, folder: string): Promise<boolean> {
   const client = new Client({
     connectionString: urlOf(connection),
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
@@ -112,12 +108,9 @@ async function probe(connection: Connection, folder: string): Promise<"ours" | "
     await client.connect();
     // A copied data folder remembers the port and password of the original: look at which folder answers.
     const { rows } = await client.query<{ folder: string }>("SELECT current_setting('data_directory') AS folder");
-    return realpathSync(rows[0]?.folder ?? "") === realpathSync(folder) ? "ours" : "foreign";
-  } catch (error) {
-    const code = errorCode(error);
-    if (code === "ECONNREFUSED") return "closed";
-    // 57P03 cannot_connect_now, 57P01/57P02 it went down just now, ECONNRESET likewise, 53300 no connection is free.
-    return code !== undefined && ["57P03", "57P01", "57P02", "53300", "ECONNRESET"].includes(code) ? "busy" : "foreign";
+    return realpathSync(rows[0]?.folder ?? "") === realpathSync(folder);
+  } catch {
+    return false; // nobody listens, a server that starts or stops, or a stranger: the caller looks at the process
   } finally {
     await client.end().catch(() => undefined); // was never connected
   }

@@ -23,7 +23,7 @@ import { startScheduler } from "#scheduler/scheduler.ts";
 import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 import { openBlobs, openDatabase, type Parts } from "./context.ts";
-import { findPortHolder } from "./port-holder.ts";
+import { findPortHolder } from "./ports.ts";
 import { findRunningServer, noteRunningServer } from "./running-server.ts";
 import type { Steps } from "./steps.ts";
 import { errorCode, UserError } from "./user-error.ts";

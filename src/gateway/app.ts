@@ -10,6 +10,7 @@ import { fastify, type FastifyBaseLogger, type FastifyInstance, type FastifyRequ
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId } from "#contract/ids.ts";
 import { BODY_BYTES_MAX } from "#contract/limits.ts";
+import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { predictQueue } from "#queue/queues.ts";
 
@@ -18,6 +19,7 @@ import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
 import { createFrameNormaliser } from "./input/frame.ts";
 import { startLease } from "./lease.ts";
 import { createModels, type Model } from "./models.ts";
+import { addAnswerEnd } from "./plugins/answer-end.ts";
 import { addErrors, answerFrameworkError, createClientErrorAnswer } from "./plugins/errors.ts";
 import { addHttpMetrics } from "./plugins/http-metrics.ts";
 import { createKeyCheck } from "./plugins/keys.ts";
@@ -67,7 +69,7 @@ export async function assembleGateway(options: GatewayOptions): Promise<Gateway>
   let draining = false;
 
   const app: FastifyInstance = fastify({
-    loggerInstance: log as FastifyBaseLogger, // or its type would spread over every route
+    loggerInstance: quietLog(log),
     // plugins/request-log.ts writes our own line.
     logController: new LogController({ disableRequestLogging: true }),
     trustProxy: false,
@@ -89,10 +91,7 @@ export async function assembleGateway(options: GatewayOptions): Promise<Gateway>
   const waits = await createFinishWaits({ db, queues, clock, log });
   const lease = await startLease(db, random, log);
   const limiter = createRateLimiter(clock);
-  const keyed = [
-    createKeyCheck(app, { db, auth: config.AUTH, clock, random, limiter }),
-    createKeyRateLimit(limiter),
-  ];
+  const keyed = [createKeyCheck(app, { db, auth: config.AUTH, clock, random, limiter }), createKeyRateLimit(limiter)];
 
   const parts: RouteParts = {
     ...options,
@@ -117,12 +116,17 @@ export async function assembleGateway(options: GatewayOptions): Promise<Gateway>
   };
 
   addErrors(app);
+  addAnswerEnd(app);
   addRequestId(app);
   addRequestLog(app, log);
   addHttpMetrics(app, registry);
   addSecurityHeaders(app);
   app.addHook("onRequest", async () => {
-    if (draining) throw new ApiError("shutting_down", "the server is stopping; try again", { headers: { Connection: "close" } });
+    if (draining) throw new ApiError("shutting_down", "the server is stopping; try again");
+  });
+  // A connection that stayed open would keep the server from closing.
+  app.addHook("onSend", async (_request, reply) => {
+    if (draining) reply.header("Connection", "close");
   });
   await app.register(multipart);
   await addOpenApi(app);
@@ -163,6 +167,11 @@ declare module "fastify" {
     /** Set below /m/<slug>. */
     baseModel?: Model | null;
   }
+}
+
+/** For Fastify and its plugins, which at "trace" and "debug" write out headers, keys included. */
+function quietLog(log: Log): FastifyBaseLogger {
+  return log.isLevelEnabled("debug") ? log.child({}, { level: "info" }) : log;
 }
 
 const baseModelOf = (request: FastifyRequest): Model | null => request.baseModel ?? null;

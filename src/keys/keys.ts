@@ -1,19 +1,12 @@
 /** API keys: several may share a customer and so a balance. Of a key only the hash is stored. */
 import { ApiError } from "#contract/errors.ts";
-import {
-  type CustomerId,
-  type KeyId,
-  LOCAL_CUSTOMER,
-  LOCAL_KEY,
-  newCustomerId,
-  newKeyId,
-  type RandomBytes,
-} from "#contract/ids.ts";
+import { type CustomerId, type KeyId, LOCAL_CUSTOMER, LOCAL_KEY, newKeyId, type RandomBytes } from "#contract/ids.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import { balanceOf, credit } from "#ledger/ledger.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
+import { ensureCustomer } from "./customers.ts";
 import { mintToken, readToken } from "./token.ts";
 
 /** Who sends a request, and what the gateway needs to know before it reads the body. */
@@ -83,38 +76,6 @@ export function createKey(db: Database, key: NewKey, random: RandomBytes): Promi
       created_customer: customer.created,
     };
   });
-}
-
-const CUSTOMER_ID = /^cus_[a-z0-9_]{1,60}$/;
-const EMAIL = /^[^\s@]{1,64}@[^\s@]{1,190}$/;
-
-async function ensureCustomer(
-  tx: Sql,
-  customer: string,
-  random: RandomBytes,
-): Promise<{ id: CustomerId; created: boolean }> {
-  const email = EMAIL.test(customer) ? customer.toLowerCase() : null;
-  if (email === null && !CUSTOMER_ID.test(customer)) {
-    throw new ApiError(
-      "invalid_request",
-      `expected a customer id (cus_…) or an e-mail address, got ${JSON.stringify(customer)}`,
-    );
-  }
-  const id = email === null ? (customer as CustomerId) : newCustomerId(random); // the pattern was checked above
-  const [created] = await tx.query(
-    `INSERT INTO customers (id, email) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING id`,
-    [id, email],
-  );
-  if (created) {
-    await tx.query(`INSERT INTO accounts (customer_id, account) VALUES ($1, 'balance'), ($1, 'debt')`, [id]);
-    return { id, created: true };
-  }
-  const [found] = await tx.query<{ id: CustomerId }>(`SELECT id FROM customers WHERE id = $1 OR email = $2`, [
-    id,
-    email,
-  ]);
-  if (!found) throw new Error(`customer ${customer} neither created nor found`);
-  return { id: found.id, created: false };
 }
 
 const IDENTITY = `

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 
-import pg from "pg";
+import { DatabaseError, Pool, type PoolClient, TypeOverrides, types as driverTypes } from "pg";
 
 import type { Service } from "./lifecycle.ts";
 import type { Log } from "./log.ts";
@@ -19,7 +19,7 @@ export interface Database extends Sql, Service {
   /** READ COMMITTED; committed when `run` resolves, rolled back when it throws. */
   transaction<T>(run: (tx: Sql) => Promise<T>): Promise<T>;
   /** For what needs a connection of its own (LISTEN, session locks). */
-  readonly pool: pg.Pool;
+  readonly pool: Pool;
 }
 
 export interface DatabaseOptions {
@@ -38,17 +38,10 @@ const CONNECT_TIMEOUT_MS = 10_000;
 /** A transaction of a process that hangs must not hold its row locks for ever. */
 const IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000;
 
-const INT8_OID = 20;
-
-const types: pg.CustomTypesConfig = {
-  getTypeParser: ((oid: pg.types.TypeId, format?: "text") =>
-    Number(oid) === INT8_OID
-      ? (text: string) => BigInt(text)
-      : pg.types.getTypeParser(oid, format)) as typeof pg.types.getTypeParser, // overloaded; we only ask for text
-};
-
 export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions): Database {
-  const pool = new pg.Pool({
+  const types = new TypeOverrides();
+  types.setTypeParser(driverTypes.builtins.INT8, (text) => BigInt(text));
+  const pool = new Pool({
     connectionString: url,
     max: poolMax,
     types,
@@ -97,7 +90,7 @@ export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions
 }
 
 async function queryOn<Row>(
-  target: pg.Pool | pg.PoolClient,
+  target: Pool | PoolClient,
   text: string,
   params: readonly unknown[] | undefined,
 ): Promise<Row[]> {
@@ -120,5 +113,5 @@ function statementName(text: string): string {
 
 /** Whether a statement failed because it would have broken this constraint or unique index. */
 export function violates(error: unknown, constraint: string): boolean {
-  return error instanceof pg.DatabaseError && error.code === "23505" && error.constraint === constraint;
+  return error instanceof DatabaseError && error.code === "23505" && error.constraint === constraint;
 }

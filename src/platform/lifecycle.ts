@@ -2,6 +2,7 @@
  * Every long-lived part has the same life: its factory (`create…`) or `start…` function resolves when it runs,
  * and `stop()` is idempotent, waits until nothing of it runs any more, and is bounded in time.
  */
+import { within } from "./bounded.ts";
 import type { Log } from "./log.ts";
 
 export interface Service {
@@ -17,16 +18,10 @@ export async function stopAll(
   log: Log,
 ): Promise<void> {
   for (const [name, service] of services.toReversed()) {
-    let timer: NodeJS.Timeout | undefined;
-    const timeout = new Promise<never>((_resolve, reject) => {
-      timer = setTimeout(() => reject(new Error(`did not stop within ${STOP_TIMEOUT_MS} ms`)), STOP_TIMEOUT_MS);
-    });
     try {
-      await Promise.race([service.stop(), timeout]);
+      await within(STOP_TIMEOUT_MS, `stopping ${name}`, service.stop());
     } catch (error) {
       log.error({ err: error, service: name }, "could not stop cleanly");
-    } finally {
-      clearTimeout(timer);
     }
   }
 }

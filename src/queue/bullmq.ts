@@ -4,7 +4,7 @@ import { type BackendFactory, type IQueueBackend, Queue } from "bullmq";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
-import { settlesWithin } from "./bounded.ts";
+import { settlesWithin } from "#platform/bounded.ts";
 import { startConsumer } from "./consumer.ts";
 import type { Consumer, JobQueue, JobState, QueueSystem } from "./job-queue.ts";
 import type { Signals } from "./signals.ts";

@@ -13,7 +13,7 @@ import type { JobId } from "#contract/ids.ts";
 import type { Log } from "#platform/log.ts";
 
 import { watchBackend } from "./backend-watch.ts";
-import { settlesWithin } from "./bounded.ts";
+import { settlesWithin } from "#platform/bounded.ts";
 import type { BullBackend } from "./bullmq.ts";
 import type { ConsumeOptions, Consumer } from "./job-queue.ts";
 import { throttledWarning } from "./throttled-warning.ts";

@@ -1,7 +1,7 @@
 /** How fast rollouts have been, from what is stored: true percentiles, not estimates from buckets. */
 import type { Sql } from "#platform/database.ts";
 
-export interface Percentiles {
+interface Percentiles {
   /** Null while there is nothing to measure. */
   readonly p50: number | null;
   readonly p99: number | null;

@@ -6,13 +6,13 @@
  * `npm test` runs a short form; `npm run chaos` at least 100 rollouts. CHAOS_SEED replays a failure's schedule.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 
+import { freePort } from "#cli/ports.ts";
 import { mils } from "#contract/mils.ts";
 import { createKey } from "#keys/keys.ts";
 import { verifyLedger } from "#ledger/verify.ts";
@@ -150,17 +150,4 @@ function exampleInputs(): { frame: Uint8Array; actionsNpy: (actions: number) => 
     frame: readFileSync(`models/${MODEL}/example/start_frame.png`),
     actionsNpy: (actions) => npy.write(values.subarray(0, actions * 2), [actions, 2]),
   };
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      server.close(() =>
-        address !== null && typeof address === "object" ? resolve(address.port) : reject(new Error("no port")),
-      );
-    });
-  });
 }

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 
 import { readToken } from "#keys/token.ts";
 import { verifyLedger } from "#ledger/verify.ts";
@@ -6,14 +6,14 @@ import { verifyLedger } from "#ledger/verify.ts";
 import { createTestDatabase, type TestDatabase } from "../support/postgres.ts";
 import { type Ran, run } from "./command.ts";
 
+/** A command is a process, and a busy machine takes seconds to start one. */
+vi.setConfig({ testTimeout: 90_000 });
+
 let database: TestDatabase;
 beforeAll(async () => {
   database = await createTestDatabase();
 });
-afterAll(async () => {
-  expect(await verifyLedger(database.db)).toEqual([]);
-  await database.drop();
-});
+afterAll(() => database.drop());
 
 const cli = (...args: string[]): Promise<Ran> => run(args, { DATABASE_URL: database.url, LOG_LEVEL: "trace" });
 
@@ -60,8 +60,8 @@ test("keys list shows each key's state and limit", async () => {
   expect((await cli("keys", "list", "--customer", "d@example.com")).stdout).toMatch(/default\s.*revoked/);
 });
 
-test("a key can be revoked by its id, its first characters, or the whole key", async () => {
-  for (const name of ["key_id", "prefix", "api_key"]) {
+test("a key can be revoked by its first characters, or by the whole key", async () => {
+  for (const name of ["prefix", "api_key"]) {
     const key = await json("keys", "create", "--customer", "e@example.com");
     expect(await json("keys", "revoke", String(key[name]))).toMatchObject({ key_id: key["key_id"] });
   }
@@ -90,4 +90,8 @@ test.each([
   expect(stderr).toMatch(message);
   expect(stderr).not.toMatch(/\n\s+at /); // no stack for what a person typed
   expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+});
+
+test("after all of this the books balance", async () => {
+  expect(await verifyLedger(database.db)).toEqual([]);
 });

@@ -34,15 +34,19 @@ afterAll(() => {
 });
 
 describe("the demo", () => {
-  test("dreams the example, says what it cost to the mil, and leaves nothing running", { timeout: START_TIMEOUT_MS }, async () => {
-    const demo = await run([resolve("src/cli/demo.ts")], env, home);
-    expect(demo.code, demo.stderr).toBe(0);
-    expect(demo.stdout).toContain("$0.0245 (245 mils)");
-    expect(demo.stdout).toContain("$1.0000 before, $0.9755 after");
-    expect(demo.stdout).toContain(video);
-    expect(await countFrames(await findFfmpeg(undefined), video)).toBe(49);
-    expect(processesOf(dataDir)).toEqual([]);
-  });
+  test(
+    "dreams the example, says what it cost to the mil, and leaves nothing running",
+    { timeout: START_TIMEOUT_MS },
+    async () => {
+      const demo = await run([resolve("src/cli/demo.ts")], env, home);
+      expect(demo.code, demo.stderr).toBe(0);
+      expect(demo.stdout).toContain("$0.0245 (245 mils)");
+      expect(demo.stdout).toContain("$1.0000 before, $0.9755 after");
+      expect(demo.stdout).toContain(video);
+      expect(await countFrames(await findFfmpeg(undefined), video)).toBe(49);
+      expect(processesOf(dataDir)).toEqual([]);
+    },
+  );
 });
 
 describe("npm start on the data that the demo left", () => {
@@ -93,7 +97,10 @@ describe("npm start on the data that the demo left", () => {
 });
 
 async function mint(customer: string, usd: string): Promise<{ api_key: string; key_id: string }> {
-  const { stdout, stderr } = await run(["keys", "create", "--customer", customer, "--initial-credits", usd, "--json"], env);
+  const { stdout, stderr } = await run(
+    ["keys", "create", "--customer", customer, "--initial-credits", usd, "--json"],
+    env,
+  );
   expect(stdout, stderr).toContain("api_key");
   return JSON.parse(stdout) as { api_key: string; key_id: string }; // the line above saw it
 }

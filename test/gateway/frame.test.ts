@@ -10,7 +10,9 @@ const normalise = createFrameNormaliser();
 const SIZE = { height: 48, width: 64 };
 const frameOf = (file: Buffer) => normalise(file, SIZE, "frame");
 
-const noise = Buffer.from(Array.from({ length: SIZE.height * SIZE.width * 3 }, (_unused, i) => (i * 2_654_435_761) >>> 24));
+const noise = Buffer.from(
+  Array.from({ length: SIZE.height * SIZE.width * 3 }, (_unused, i) => (i * 2_654_435_761) >>> 24),
+);
 const exact = sharp(noise, { raw: { ...SIZE, channels: 3 } });
 
 async function refusalOf(file: Buffer): Promise<ApiError> {
@@ -54,7 +56,10 @@ describe("accepted frames", () => {
 
   test("sixteen bits are cut to their upper eight", async () => {
     const deep = Uint16Array.from(noise, (value) => value * 256 + 7);
-    const file = await sharp(deep, { raw: { ...SIZE, channels: 3 } }).toColourspace("rgb16").png().toBuffer();
+    const file = await sharp(deep, { raw: { ...SIZE, channels: 3 } })
+      .toColourspace("rgb16")
+      .png()
+      .toBuffer();
     expect((await frameOf(file)).pixels.equals(noise)).toBe(true);
   });
 

@@ -37,7 +37,17 @@ describe("accepted layouts", () => {
   test("reads subnormal halves and negative zero", () => {
     const values = Array.from({ length: 24 }, (_unused, index) => index * 2 ** -24);
     expect(parse(npy(values, [12, 2], { dtype: "f2" })).values).toEqual(new Float32Array(values));
-    expect(Object.is(parse(npy(values.map(() => -0), [12, 2])).values[0], -0)).toBe(true);
+    expect(
+      Object.is(
+        parse(
+          npy(
+            values.map(() => -0),
+            [12, 2],
+          ),
+        ).values[0],
+        -0,
+      ),
+    ).toBe(true);
   });
 
   test("takes the longest rollout there is", () => {
@@ -54,7 +64,11 @@ describe("refusals name what was expected and what came", () => {
     ["an .npz archive", Buffer.from("PK\x03\x04 and so on", "latin1"), /got a zip archive/],
     ["an unknown version", npyHeader("'<f4'", [12, 2], { version: 4 }), /format version 1, 2 or 3, got 4/],
     ["a header that is cut off", actionsFile(12, 2).subarray(0, 40), /header is truncated/],
-    ["a header of nonsense", Buffer.concat([actionsFile(12, 2).subarray(0, 10), Buffer.alloc(118, 32)]), /not the dictionary/],
+    [
+      "a header of nonsense",
+      Buffer.concat([actionsFile(12, 2).subarray(0, 10), Buffer.alloc(118, 32)]),
+      /not the dictionary/,
+    ],
     ["too few bytes", actionsFile(12, 2).subarray(0, -1), /takes 96 bytes, but 95 follow .*truncated/],
     ["too many bytes", Buffer.concat([actionsFile(12, 2), Buffer.alloc(3)]), /but 99 follow .*trailing/],
     ["objects", npyHeader("'|O'", [12, 2]), /got Python objects, dtype \|O/],
@@ -65,7 +79,11 @@ describe("refusals name what was expected and what came", () => {
     ["complex numbers", npyHeader("'<c8'", [12, 2]), /got complex numbers/],
     ["dates", npyHeader("'<M8[ns]'", [12, 2]), /got dates/],
     ["long doubles", npyHeader("'<f16'", [12, 2]), /dtype <f16/],
-    ["a wrong rank", Buffer.concat([npyHeader("'<f4'", [24]), numbers(24)]), /expected shape \(T, 2\), got shape \(24,\)/],
+    [
+      "a wrong rank",
+      Buffer.concat([npyHeader("'<f4'", [24]), numbers(24)]),
+      /expected shape \(T, 2\), got shape \(24,\)/,
+    ],
     ["three dimensions", Buffer.concat([npyHeader("'<f4'", [1, 12, 2]), numbers(24)]), /got shape \(1, 12, 2\)/],
     ["a scalar", Buffer.concat([npyHeader("'<f4'", []), numbers(1)]), /got shape \(\)/],
     ["a wrong action_dim", actionsFile(12, 3), /expected shape \(T, 2\), got shape \(12, 3\)/],
@@ -79,7 +97,11 @@ describe("refusals name what was expected and what came", () => {
     ["half infinity", npy([Infinity, ...someActions(11, 2), 1], [12, 2], { dtype: "f2" }), /got infinity/],
     ["a double beyond float32", npy([1e39, ...someActions(11, 2), 1], [12, 2], { dtype: "f8" }), /beyond float32/],
     ["code in the header", npyHeader("__import__('os').system('true')", [12, 2]), /not the dictionary/],
-    ["a missing key", Buffer.concat([headerOf("{'descr': '<f4', 'shape': (12, 2), }"), numbers(24)]), /not the dictionary/],
+    [
+      "a missing key",
+      Buffer.concat([headerOf("{'descr': '<f4', 'shape': (12, 2), }"), numbers(24)]),
+      /not the dictionary/,
+    ],
     ["an unknown key", Buffer.concat([headerOf("{'descr': '<f4', 'x': 1}"), numbers(24)]), /not the dictionary/],
   ];
 
@@ -92,7 +114,11 @@ describe("refusals name what was expected and what came", () => {
 
   test("refuses headers made to be slow to read, quickly", () => {
     const started = performance.now();
-    for (const text of [`{'shape': (${"1".repeat(9_000)}x`, `{'shape': (${"1,".repeat(4_500)}x`, `{${" ".repeat(9_900)}`]) {
+    for (const text of [
+      `{'shape': (${"1".repeat(9_000)}x`,
+      `{'shape': (${"1,".repeat(4_500)}x`,
+      `{${" ".repeat(9_900)}`,
+    ]) {
       expect(refusalOf(headerOf(text)).message).toMatch(/not the dictionary/);
     }
     expect(performance.now() - started).toBeLessThan(500);
@@ -112,13 +138,11 @@ describe("properties", () => {
 
   test("whatever the bytes are, the answer is actions or an ApiError", () => {
     const whole = actionsFile(24, 2);
-    const damaged = fc
-      .array(fc.tuple(fc.nat(whole.length - 1), fc.nat(255)), { maxLength: 6 })
-      .map((changes) => {
-        const copy = Buffer.from(whole);
-        for (const [at, byte] of changes) copy[at] = byte;
-        return copy;
-      });
+    const damaged = fc.array(fc.tuple(fc.nat(whole.length - 1), fc.nat(255)), { maxLength: 6 }).map((changes) => {
+      const copy = Buffer.from(whole);
+      for (const [at, byte] of changes) copy[at] = byte;
+      return copy;
+    });
     const noise = fc.uint8Array({ maxLength: 300 }).map((bytes) => Buffer.from(bytes));
     const cut = fc.nat(whole.length).map((length) => whole.subarray(0, length));
     fc.assert(

@@ -78,7 +78,9 @@ test("numbers are read as forms and JSON write them", () => {
 describe("prompts", () => {
   test("the limit counts bytes of UTF-8", () => {
     expect(sampled({ prompt: "é".repeat(256) }).prompt).toHaveLength(256);
-    expect(() => sampled({ prompt: `${"é".repeat(256)}x` })).toThrow("prompt: expected at most 512 bytes of UTF-8, got 513");
+    expect(() => sampled({ prompt: `${"é".repeat(256)}x` })).toThrow(
+      "prompt: expected at most 512 bytes of UTF-8, got 513",
+    );
   });
 
   test("refuses what the database could not store", () => {
@@ -102,7 +104,9 @@ describe("params", () => {
     expect(() => parseParams('{"score": true}')).toThrow(/params.score: scoring .* not supported/);
     expect(() => parseParams('{"mode": "async"}')).toThrow(/params.mode: "async" is not supported/);
     expect(() => parseParams('{"webhook_url": "https://example.com"}')).toThrow(/params.webhook_url: .* not supported/);
-    expect(parseParams('{"score": false, "mode": "sync", "webhook_url": null, "model": "arm"}')).toEqual({ model: "arm" });
+    expect(parseParams('{"score": false, "mode": "sync", "webhook_url": null, "model": "arm"}')).toEqual({
+      model: "arm",
+    });
   });
 
   test("refuses wrong types by name", () => {

@@ -23,7 +23,12 @@ const every = (stepMs: number, totalMs: number): number[] =>
 
 describe("the policy", () => {
   test("a fresh key may burst 200 at once and no more", () => {
-    expect(passed(DEFAULT, Array.from({ length: 500 }, () => 1_000))).toBe(200);
+    expect(
+      passed(
+        DEFAULT,
+        Array.from({ length: 500 }, () => 1_000),
+      ),
+    ).toBe(200);
   });
 
   test("saturated for 4 s, 50/s with a burst of 200 let 400 through", () => {
@@ -66,7 +71,10 @@ describe("the policy", () => {
   });
 
   test("never lets more through than burst + rate × time", () => {
-    const policies = fc.record({ per_second: fc.integer({ min: 1, max: 100 }), burst: fc.integer({ min: 1, max: 300 }) });
+    const policies = fc.record({
+      per_second: fc.integer({ min: 1, max: 100 }),
+      burst: fc.integer({ min: 1, max: 300 }),
+    });
     const gaps = fc.array(fc.nat(200), { minLength: 1, maxLength: 400 });
     fc.assert(
       fc.property(policies, gaps, (policy, steps) => {

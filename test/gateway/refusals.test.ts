@@ -1,13 +1,25 @@
 /** Every malformed request: refused with what was expected, nothing charged, nothing queued, nothing left behind. */
+import { randomBytes } from "node:crypto";
+
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 import { mils } from "#contract/mils.ts";
 import type { CreatedKey } from "#keys/keys.ts";
-import { revokeKey } from "#keys/keys.ts";
+import { createKey, revokeKey } from "#keys/keys.ts";
+import { mintToken } from "#keys/token.ts";
 
 import { type Books, booksOf } from "./support/books.ts";
 import { actionsFile, npy, someActions } from "./support/npy-writer.ts";
-import { FORM_TYPE, formBody, framePng, getWithKey, type Part, postForm, predictParts, rolloutParts } from "./support/requests.ts";
+import {
+  FORM_TYPE,
+  formBody,
+  framePng,
+  getWithKey,
+  type Part,
+  postForm,
+  predictParts,
+  rolloutParts,
+} from "./support/requests.ts";
 import { startTestGateway, type TestGateway } from "./support/test-gateway.ts";
 
 let t: TestGateway;
@@ -30,27 +42,75 @@ describe("forms", () => {
     ["no frame", () => without("frame"), /^frame: this part is required; got actions$/],
     ["no actions", () => without("actions"), /^actions: this part is required; got frame$/],
     ["an empty form", async () => [], /^actions: this part is required; got an empty form$/],
-    ["an unknown field", () => withPart({ name: "sede", body: "1" }), /^"sede": unknown part; expected frame, actions, seed, /],
+    [
+      "an unknown field",
+      () => withPart({ name: "sede", body: "1" }),
+      /^"sede": unknown part; expected frame, actions, seed, /,
+    ],
     ["a field of another route", () => withPart({ name: "params", body: "{}" }), /^"params": unknown part/],
     ["a field named like a property", () => withPart({ name: "__proto__", body: "1" }), /forbidden name|unknown part/],
-    ["two frames", async () => withPart({ name: "frame", body: await framePng() }), /^frame: expected once, got 2 parts/],
-    ["two seeds", async () => [...(await withPart({ name: "seed", body: "1" })), { name: "seed", body: "2" }], /^seed: expected once/],
-    ["a batch", async () => withPart({ name: "actions", body: actionsFile(48, 2) }), /^actions: expected once, got 2 parts/],
+    [
+      "two frames",
+      async () => withPart({ name: "frame", body: await framePng() }),
+      /^frame: expected once, got 2 parts/,
+    ],
+    [
+      "two seeds",
+      async () => [...(await withPart({ name: "seed", body: "1" })), { name: "seed", body: "2" }],
+      /^seed: expected once/,
+    ],
+    [
+      "a batch",
+      async () => withPart({ name: "actions", body: actionsFile(48, 2) }),
+      /^actions: expected once, got 2 parts/,
+    ],
     ["a seed of words", () => withPart({ name: "seed", body: "seven" }), /^seed: expected an integer .* got "seven"/],
-    ["a seed of bytes", () => withPart({ name: "seed", body: Buffer.from([0xff, 0xfe]) }), /^seed: expected UTF-8 text/],
-    ["no steps", () => withPart({ name: "num_steps", body: "0" }), /^num_steps: expected an integer from 1 to 100, got "0"/],
-    ["much guidance", () => withPart({ name: "guidance", body: "21" }), /^guidance: expected a number from 0 to 20, got "21"/],
+    [
+      "a seed of bytes",
+      () => withPart({ name: "seed", body: Buffer.from([0xff, 0xfe]) }),
+      /^seed: expected UTF-8 text/,
+    ],
+    [
+      "no steps",
+      () => withPart({ name: "num_steps", body: "0" }),
+      /^num_steps: expected an integer from 1 to 100, got "0"/,
+    ],
+    [
+      "much guidance",
+      () => withPart({ name: "guidance", body: "21" }),
+      /^guidance: expected a number from 0 to 20, got "21"/,
+    ],
     ["a long prompt", () => withPart({ name: "prompt", body: "x".repeat(513) }), /^prompt: expected at most 512 bytes/],
-    ["a very long prompt", () => withPart({ name: "prompt", body: "x".repeat(20_000) }), /^prompt: expected at most 16384 bytes/],
+    [
+      "a very long prompt",
+      () => withPart({ name: "prompt", body: "x".repeat(20_000) }),
+      /^prompt: expected at most 16384 bytes/,
+    ],
     ["an unknown model", () => withPart({ name: "model", body: "cosmos" }), /^model: expected one of arm, pusher/],
     ["a frame of text", () => replaced("frame", "hello"), /^frame: expected a PNG or JPEG/],
     ["an empty frame", () => replaced("frame", ""), /^frame: expected a PNG or JPEG image, got no bytes/],
     ["actions of text", () => replaced("actions", "hello"), /^actions: expected a \.npy file/],
-    ["actions of another model", () => replaced("actions", actionsFile(48, 7)), /^actions: expected shape \(T, 2\), got shape \(48, 7\)/],
-    ["an odd number of actions", () => replaced("actions", actionsFile(47, 2)), /positive multiple of 12, got shape \(47, 2\)/],
+    [
+      "actions of another model",
+      () => replaced("actions", actionsFile(48, 7)),
+      /^actions: expected shape \(T, 2\), got shape \(48, 7\)/,
+    ],
+    [
+      "an odd number of actions",
+      () => replaced("actions", actionsFile(47, 2)),
+      /positive multiple of 12, got shape \(47, 2\)/,
+    ],
     ["too many actions", () => replaced("actions", actionsFile(252, 2)), /T at most 240/],
-    ["actions with NaN", () => replaced("actions", npy([...someActions(11, 2), NaN, 0], [12, 2])), /got NaN at \[11, 0\]/],
-    ["a hundred parts", async () => [...(await predictParts()), ...Array.from({ length: 100 }, () => ({ name: "seed", body: "1" }))], /expected at most \d+ parts|expected once/],
+    [
+      "actions with NaN",
+      () => replaced("actions", npy([...someActions(11, 2), NaN, 0], [12, 2])),
+      /got NaN at \[11, 0\]/,
+    ],
+    [
+      "a hundred parts",
+      async () => [...(await predictParts()), ...Array.from({ length: 100 }, () => ({ name: "seed", body: "1" }))],
+      /expected at most \d+ parts|expected once/,
+    ],
   ];
 
   test.for(cases)("POST /v1/predict refuses %s", async ([, parts, message]) => {
@@ -61,7 +121,10 @@ describe("forms", () => {
   });
 
   test("POST /v1/predict/batch refuses candidates of different lengths", async () => {
-    const parts = [...(await predictParts()), { name: "actions", body: actionsFile(24, 2), filename: "actions_001.npy" }];
+    const parts = [
+      ...(await predictParts()),
+      { name: "actions", body: actionsFile(24, 2), filename: "actions_001.npy" },
+    ];
     const answer = await postForm(t.app, "/v1/predict/batch", key.api_key, parts);
     expect(answer.statusCode).toBe(422);
     expect(answer.json().detail).toBe("actions 1: expected 48 actions as in the first part, got 24");
@@ -99,7 +162,10 @@ describe("forms", () => {
 
   test.for([
     ["that ends early", (body: Buffer) => body.subarray(0, -40)],
-    ["with another boundary", (body: Buffer) => Buffer.from(body.toString("latin1").replaceAll("test-boundary", "other"), "latin1")],
+    [
+      "with another boundary",
+      (body: Buffer) => Buffer.from(body.toString("latin1").replaceAll("test-boundary", "other"), "latin1"),
+    ],
     ["of nonsense", () => Buffer.from("nonsense")],
   ] as const)("refuses a body %s", async ([, damage]) => {
     const answer = await t.app.inject({
@@ -117,7 +183,10 @@ describe("forms", () => {
     const parts = await replaced("frame", Buffer.alloc(32 * 1024 * 1024 + 1));
     const answer = await postForm(t.app, "/v1/predict", key.api_key, parts);
     expect(answer.statusCode).toBe(413);
-    expect(answer.json()).toMatchObject({ detail: "expected a body of at most 32 MB", error: { code: "payload_too_large" } });
+    expect(answer.json()).toMatchObject({
+      detail: "expected a body of at most 32 MB",
+      error: { code: "payload_too_large" },
+    });
     expect(await booksOf(t, key.customer_id)).toEqual(before);
   });
 });
@@ -133,7 +202,12 @@ describe("money", () => {
     ] as const) {
       const answer = await postForm(t.app, url, poor.api_key, parts);
       expect(answer.statusCode, answer.body).toBe(402);
-      expect(answer.json().detail).toMatchObject({ balance_mils: 244, requested_mils: 245, balance_cents: 2, requested_cents: 2 });
+      expect(answer.json().detail).toMatchObject({
+        balance_mils: 244,
+        requested_mils: 245,
+        balance_cents: 2,
+        requested_cents: 2,
+      });
       expect(answer.json().error.code).toBe("insufficient_credits");
     }
     expect(t.worker.taken).toEqual([]);
@@ -161,7 +235,11 @@ describe("keys", () => {
   test("each wrong key is told what is wrong with it", async () => {
     const revoked = await t.newKey();
     await revokeKey(t.db, revoked.key_id);
-    const unknown = "dre_" + "a".repeat(43);
+    const expired = await createKey(
+      t.db,
+      { customer: "expired@example.com", expires_at: new Date(Date.now() - 1_000) },
+      randomBytes,
+    );
     const flipped = key.api_key.slice(0, 20) + (key.api_key[20] === "a" ? "b" : "a") + key.api_key.slice(21);
     for (const [authorization, code, message] of [
       [undefined, "missing_key", /expected an API key: Authorization: Bearer dre_/],
@@ -171,7 +249,8 @@ describe("keys", () => {
       ["Bearer sk_live_123", "malformed_key", /must start with dre_/],
       [`Bearer ${key.api_key.slice(0, -1)}`, "malformed_key", /was it cut off\?/],
       [`Bearer ${flipped}`, "malformed_key", /checksum|typo|mistyped/i],
-      [`Bearer ${unknown}`, "malformed_key", /./],
+      [`Bearer ${mintToken(randomBytes).token}`, "unknown_key", /is not known here/],
+      [`Bearer ${expired.api_key}`, "expired_key", /has expired/],
       [`Bearer ${revoked.api_key}`, "revoked_key", /has been revoked/],
     ] as const) {
       const answer = await balanceWith(authorization);
@@ -199,7 +278,9 @@ describe("keys", () => {
         balance_usd: 1_000,
       });
       const own = await local.newKey(mils(7));
-      expect((await getWithKey(local.app, "/v1/billing/balance", own.api_key)).json().customer_id).toBe(own.customer_id);
+      expect((await getWithKey(local.app, "/v1/billing/balance", own.api_key)).json().customer_id).toBe(
+        own.customer_id,
+      );
       expect((await getWithKey(local.app, "/v1/billing/balance", "nonsense")).statusCode).toBe(401);
     } finally {
       await local.stop();
@@ -266,7 +347,10 @@ describe("routes", () => {
   });
 
   test("a caller's own request id is not taken for ours", async () => {
-    const answer = await t.app.inject({ url: "/healthz", headers: { "x-request-id": "theirs", "x-dreamengine-request-id": "theirs" } });
+    const answer = await t.app.inject({
+      url: "/healthz",
+      headers: { "x-request-id": "theirs", "x-dreamengine-request-id": "theirs" },
+    });
     expect(answer.headers["x-dreamengine-request-id"]).toMatch(/^req_/);
   });
 
@@ -289,5 +373,4 @@ describe("routes", () => {
       await broken.stop();
     }
   });
-
 });

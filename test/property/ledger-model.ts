@@ -20,7 +20,7 @@ export type Action =
   | { readonly do: "settle"; readonly rollout: number; readonly attempt: number | null; readonly outcome: Outcome }
   | { readonly do: "revoke"; readonly key: 0 | 1 };
 
-export interface ModelRollout {
+interface ModelRollout {
   readonly frames: number;
   readonly charge: number;
   readonly payload: number;

@@ -20,7 +20,7 @@ import {
   type TestJob,
 } from "./test-queue.ts";
 
-/** Lock 5 s, then up to two stalled checks 2 s apart, and a busy machine. */
+/** The promise. It takes some 7 s (what is left of the lock, then two stalled checks), more on a busy machine. */
 const RECOVERY_MS = 15_000;
 
 describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {

@@ -7,7 +7,7 @@ import { createLog } from "#platform/log.ts";
 import { type FromConsumer, openTestQueue, type QueueAddress, type ToConsumer } from "./test-queue.ts";
 
 const address = JSON.parse(process.env["QUEUE_ADDRESS"] ?? "{}") as QueueAddress; // written by startConsumerProcess
-const { queues, queue } = await openTestQueue(address, createLog("consumer", "warn"));
+const { queues, queue } = await openTestQueue(address, createLog("consumer", "silent"));
 const tell = (message: FromConsumer): void => void process.send?.(message);
 
 let told = Promise.withResolvers<ToConsumer>();

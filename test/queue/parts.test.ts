@@ -3,7 +3,7 @@ import { Type } from "typebox";
 import { expect, test } from "vitest";
 
 import { watchBackend } from "#queue/backend-watch.ts";
-import { settlesWithin } from "#queue/bounded.ts";
+import { settlesWithin } from "#platform/bounded.ts";
 import { parserOf } from "#queue/parse.ts";
 import { createSignals, type Signal, type SignalTransport } from "#queue/signals.ts";
 

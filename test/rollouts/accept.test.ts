@@ -18,7 +18,7 @@ import {
   newCustomer,
   newRollout,
 } from "#test/support/ledger.ts";
-import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+import { createTestDatabase, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
 let db: Database;
@@ -217,7 +217,7 @@ test("a debit waits for a revocation that is under way, and sees it", async () =
     await observer.query("BEGIN");
     await observer.query("UPDATE api_keys SET revoked_at = now() WHERE id = $1", [key.key_id]);
     const debit = accept(db, key);
-    await untilSomebodyWaits(db);
+    await untilWaitingForLocks(db, 1);
     await observer.query("COMMIT");
     await expect(debit).rejects.toMatchObject({ code: "revoked_key" });
   } finally {
@@ -232,10 +232,10 @@ test("a revocation waits for a debit that is under way", async () => {
     await holder.query("BEGIN");
     await holder.query("UPDATE accounts SET seq = seq WHERE customer_id = $1", [key.customer_id]);
     const debit = accept(db, key);
-    await untilSomebodyWaits(db);
+    await untilWaitingForLocks(db, 1);
     let revoked = false;
     const revocation = revokeKey(db, key.key_id).then(() => (revoked = true));
-    await untilSomebodyWaits(db, 2);
+    await untilWaitingForLocks(db, 2);
     expect(revoked).toBe(false);
     await holder.query("ROLLBACK");
     expect(await debit).toMatchObject({ status: "queued" });
@@ -281,18 +281,3 @@ test("anything that cannot be stored rolls the debit back with it", async () => 
   await expect(accept(db, key, { idempotency_key: "x".repeat(256) })).rejects.toThrow(/check constraint/);
   expect(await balanceOf(db, key.customer_id)).toBe(mils(1_000_000n - CHARGE));
 });
-
-/** Until that many statements of this database wait for a lock. */
-async function untilSomebodyWaits(sql: Database, count = 1): Promise<void> {
-  await expect
-    .poll(
-      async () => {
-        const rows = await sql.query(
-          "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-        );
-        return rows.length;
-      },
-      { timeout: 5_000, interval: 10 },
-    )
-    .toBeGreaterThanOrEqual(count);
-}

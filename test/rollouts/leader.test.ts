@@ -4,7 +4,7 @@ import { createDatabase, type Database } from "#platform/database.ts";
 import { markDispatched } from "#rollouts/dispatch.ts";
 import { tryLead } from "#rollouts/leader.ts";
 import { accept, newCustomer } from "#test/support/ledger.ts";
-import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
+import { createTestDatabase, silentLog, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
 let db: Database;
@@ -63,13 +63,7 @@ test("a new term begins after the writes of the old one that are under way, not 
     let began = false;
     next = untilNotNull(() => tryLead(elsewhere, "next"));
     void next.then(() => (began = true));
-    await expect
-      .poll(() =>
-        db.query(
-          "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE scheduler_leader%'",
-        ),
-      )
-      .toHaveLength(1);
+    await untilWaitingForLocks(db, 1);
     expect(began).toBe(false);
   });
   const leadership = await next;

@@ -14,10 +14,11 @@ import {
   dispatch,
   expired,
   failed,
+  fingerprint,
   newCustomer,
   succeeded,
 } from "#test/support/ledger.ts";
-import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+import { createTestDatabase, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
 let db: Database;
@@ -170,6 +171,26 @@ test("settling inside a transaction that rolls back settles nothing", async () =
   expect(await settle(db, rollout.id, 1, failed())).toMatchObject({ settled: true });
 });
 
+test("a cancellation and a retry under its idempotency key that meet at the account do not deadlock", async () => {
+  const key = await newCustomer(db, mils(10_000));
+  const payload = { idempotency_key: "meet", fingerprint: fingerprint("meet") };
+  const first = await accept(db, key, payload);
+
+  const holder = await db.pool.connect();
+  await holder.query("BEGIN");
+  await holder.query("UPDATE accounts SET seq = seq WHERE customer_id = $1", [key.customer_id]);
+  const retried = accept(db, key, payload); // first in the account's line, then in need of the idempotency key
+  await untilWaitingForLocks(db, 1);
+  const settled = settle(db, first.id, null, cancelled); // holds that key only if it did not wait for the account first
+  await untilWaitingForLocks(db, 2);
+  await holder.query("ROLLBACK");
+  holder.release();
+
+  expect(await settled).toMatchObject({ settled: true });
+  // Whoever came first, the customer pays for what runs: the retry was told of the rollout that was about to end, or ran anew.
+  expect(["queued", "cancelled"]).toContain((await retried).status);
+});
+
 test("debits, settlements and replays of one customer at once neither deadlock nor lose a mil", async () => {
   const key = await newCustomer(db, mils(100_000));
   const life = async (n: number): Promise<void> => {
@@ -186,4 +207,8 @@ test("debits, settlements and replays of one customer at once neither deadlock n
     ]);
   };
   await Promise.all(Array.from({ length: 80 }, (_, n) => life(n)));
+  const unfinished = await db.query("SELECT id FROM rollouts WHERE finished_at IS NULL AND customer_id = $1", [
+    key.customer_id,
+  ]);
+  expect(unfinished).toEqual([]);
 });

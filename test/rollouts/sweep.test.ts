@@ -6,7 +6,7 @@ import { type Leadership, tryLead } from "#rollouts/leader.ts";
 import { settle } from "#rollouts/settle.ts";
 import { deleteOldIdempotencyKeys, nextOverdue, postpone, readExpired, readOwners } from "#rollouts/sweep.ts";
 import { accept, cancelled, dispatch, newCustomer, succeeded } from "#test/support/ledger.ts";
-import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+import { createTestDatabase, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
 let db: Database;
@@ -53,11 +53,7 @@ test("nobody settles a rollout while it is looked at, and the look passes over w
   await db.transaction(async (tx) => {
     expect((await nextOverdue(tx, leader.epoch, inSeconds(1)))?.id).toBe(rollout.id);
     settling = settle(db, rollout.id, 1, succeeded());
-    await expect
-      .poll(() =>
-        db.query("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"),
-      )
-      .not.toEqual([]);
+    await untilWaitingForLocks(db, 1);
     expect(await nextOverdue(db, leader.epoch, inSeconds(1))).toBeNull();
     expect(await settle(tx, rollout.id, 1, cancelled)).toMatchObject({ settled: true });
   });

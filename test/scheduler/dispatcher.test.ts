@@ -71,6 +71,7 @@ test("finds the backlog without any signal, also when no worker lives", async ()
   await dispatching({ liveWorkers: () => 0 }, async () => {
     await eventually(async () => (await fixture.read(id)).status === "dispatched");
   });
+  expect((await fixture.read(id)).attempt).toBe(1);
 });
 
 test("keeps the queue shallow and the rest in the backlog, first come, first served", async () => {

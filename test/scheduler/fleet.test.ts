@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { PassThrough } from "node:stream";
 import { fileURLToPath } from "node:url";
 
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 
@@ -70,7 +70,8 @@ describe("a local fleet", () => {
     const started = await start("");
     await eventually(async () => started.state("m") === "warm");
     const [first] = started.pids("m");
-    process.kill(first ?? 0, "SIGKILL");
+    if (first === undefined) throw new Error("no worker runs");
+    process.kill(first, "SIGKILL");
     const [second] = await eventually(async () => {
       const pids = started.state("m") === "warm" && started.pids("m");
       return pids && pids[0] !== first && pids;
@@ -123,21 +124,22 @@ describe("a local fleet", () => {
   });
 });
 
-describe("workers whose parent was killed", () => {
-  async function killedParent(mode: string): Promise<number> {
-    const parent = fork(PARENT, [folder, WORKER, mode], { stdio: ["ignore", "inherit", "inherit", "ipc"] });
-    const [message] = (await once(parent, "message")) as [{ pids: number[] }];
-    const [pid = 0] = message.pids;
-    await eventually(async () => (await readdir(folder)).length === 1);
-    const exited = once(parent, "exit");
-    parent.kill("SIGKILL");
-    await exited;
-    return pid;
-  }
+/** The worker of a fleet whose process was killed. */
+async function killedParent(mode: string): Promise<number> {
+  const parent = fork(PARENT, [folder, WORKER, mode], { stdio: ["ignore", "inherit", "inherit", "ipc"] });
+  const [message] = (await once(parent, "message")) as [{ pids: number[] }];
+  const [pid = 0] = message.pids;
+  await eventually(async () => (await readdir(folder)).length === 1);
+  const exited = once(parent, "exit");
+  parent.kill("SIGKILL");
+  await exited;
+  return pid;
+}
 
+describe("workers whose parent was killed", () => {
   test("end by themselves", async () => {
     const pid = await killedParent("");
-    await eventually(() => isGone(pid));
+    expect(await eventually(() => isGone(pid))).toBe(true);
   });
 
   test("are ended by the next start when they hang; a process that only has the same id is left alone", async () => {

@@ -1,8 +1,7 @@
-import { utimes } from "node:fs/promises";
-import { mkdtemp, rm } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
+import { mkdtemp, rm, utimes } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { randomBytes } from "node:crypto";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 
@@ -28,6 +27,8 @@ afterAll(async () => {
   await fixture.end();
   await rm(folder, { recursive: true, force: true });
 });
+
+const partOf = (id: RolloutId): string => `rollouts/${id.slice(0, "rollout_".length + 2)}`;
 
 test("deletes old blobs that no rollout names, and nothing else", async () => {
   const blobs = createFsBlobs(folder);
@@ -59,7 +60,6 @@ test("deletes old blobs that no rollout names, and nothing else", async () => {
 
   const signal = new AbortController().signal;
   const options = { db, blobs, clock: systemClock, log: silentLog };
-  const partOf = (id: RolloutId): string => `rollouts/${id.slice(0, "rollout_".length + 2)}`;
   const parts = new Set([delivered, waiting, nobody, recent].map(partOf));
   for (const part of parts) await deleteOrphans(part, options, signal);
 

@@ -20,6 +20,9 @@ test("runs at once, then only when it is called or its time has come", async () 
   const timed = startLoop({ name: "test", everyMs: 1, log: silentLog, run: async () => void (runs += 1) });
   await eventually(async () => runs > 4);
   await timed.stop();
+  const stoppedAt = runs;
+  await delay(20);
+  expect(runs).toBe(stoppedAt);
 });
 
 test("calls during a run are one more run, and runs never overlap", async () => {

@@ -1,9 +1,11 @@
 import { Registry } from "prom-client";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
+import type { RolloutId } from "#contract/ids.ts";
 import { systemClock } from "#platform/clock.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import { createDatabase } from "#platform/database.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
 
 import { eventually } from "../queue/test-queue.ts";
@@ -53,6 +55,12 @@ const leader = async (): Promise<{ epoch: bigint; holder: string }> => {
   return row;
 };
 
+const dispatchOf = (id: RolloutId): Promise<Rollout> =>
+  eventually(async () => {
+    const row = await fixture.read(id);
+    return row.status === "dispatched" && row;
+  });
+
 /** Ends the connection that holds the lock, as a network fault would. */
 async function cutLeader(): Promise<void> {
   await fixture.database.db.query(
@@ -65,7 +73,7 @@ test("dispatches what customers queue", async () => {
   await start("only");
   const { id } = await accept(fixture.database.db, fixture.key);
   await fixture.queues.signals.publish({ kind: "queued" });
-  await eventually(async () => (await fixture.read(id)).status === "dispatched");
+  expect(await dispatchOf(id)).toMatchObject({ status: "dispatched", attempt: 1 });
 });
 
 test("of two schedulers one leads; the other takes over with a higher epoch", async () => {
@@ -80,7 +88,7 @@ test("of two schedulers one leads; the other takes over with a higher epoch", as
   await eventually(async () => second.isLeader());
   expect(await leader()).toEqual({ epoch: before.epoch + 1n, holder: "second" });
   const { id } = await accept(fixture.database.db, fixture.key);
-  await eventually(async () => (await fixture.read(id)).status === "dispatched");
+  expect(await dispatchOf(id)).toMatchObject({ status: "dispatched", attempt: 1 });
 });
 
 test("a leader that loses its lock stops acting, and leads again only in a new term", async () => {
@@ -90,5 +98,5 @@ test("a leader that loses its lock stops acting, and leads again only in a new t
   await cutLeader();
   await eventually(async () => (await leader()).epoch > before.epoch && scheduler.isLeader());
   const { id } = await accept(fixture.database.db, fixture.key);
-  await eventually(async () => (await fixture.read(id)).status === "dispatched");
+  expect(await dispatchOf(id)).toMatchObject({ status: "dispatched", attempt: 1 });
 });

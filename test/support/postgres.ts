@@ -1,8 +1,8 @@
 /** A database of its own for each test file: a clone of the migrated template, which takes some 50 ms. */
 import { randomBytes } from "node:crypto";
 
-import pg from "pg";
-import { inject } from "vitest";
+import { Client } from "pg";
+import { expect, inject } from "vitest";
 
 import { createDatabase, type Database } from "#platform/database.ts";
 import { createLog, type Log } from "#platform/log.ts";
@@ -35,11 +35,22 @@ export async function createTestDatabase(options: { poolMax?: number } = {}): Pr
 }
 
 async function onServer(statement: string): Promise<void> {
-  const client = new pg.Client({ connectionString: inject("postgresUrl") });
+  const client = new Client({ connectionString: inject("postgresUrl") });
   await client.connect();
   try {
     await client.query(statement);
   } finally {
     await client.end();
   }
+}
+
+/** Until at least that many statements of this database wait for a lock. */
+export async function untilWaitingForLocks(db: Database, count: number): Promise<void> {
+  const waiting = async (): Promise<number> => {
+    const rows = await db.query(
+      "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    );
+    return rows.length;
+  };
+  await expect.poll(waiting, { timeout: 5_000, interval: 10 }).toBeGreaterThanOrEqual(count);
 }

@@ -7,7 +7,7 @@
  *   counts a lost worker against every job that was active there, and the second time that fails them. So while an
  *   alone job is here the consumer takes none, and whoever has not begun is put back.
  */
-export interface Candidate {
+interface Candidate {
   readonly samples: number;
   readonly alone: boolean;
 }
@@ -25,7 +25,7 @@ export interface Admission {
 
 export interface AdmissionOptions {
   readonly samplesMax: number;
-  /** Stop and go for the queue consumer. */
+  /** Stop and go for the queue consumer; neither rejects. */
   readonly pause: () => Promise<void>;
   readonly resume: () => Promise<void>;
 }

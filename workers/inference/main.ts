@@ -9,6 +9,7 @@ import { createFsBlobs } from "#blobs/fs.ts";
 import { BundleError, loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { type Config, ConfigError, readConfig } from "#platform/config.ts";
+import { stopAll } from "#platform/lifecycle.ts";
 import { createLog, type Log } from "#platform/log.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
 import { openQueues } from "#queue/open-queues.ts";
@@ -36,6 +37,15 @@ async function main(config: Config, log: Log): Promise<number> {
     const slugs = manifests.map(({ slug }) => slug).join(", ");
     throw new BundleError(`MODEL is ${model}, but the bundles in ${config.MODELS_DIR} are: ${slugs}`);
   }
+  const registry = createRegistry("inference");
+  const state = { ready: false };
+  const metricsServer = await startMetricsServer({
+    port: config.METRICS_PORT,
+    host: config.HOST,
+    registry,
+    log,
+    ready: () => state.ready,
+  });
   const ffmpegPath = await findFfmpeg(config.FFMPEG_PATH);
   const bundleDir = join(config.MODELS_DIR, model);
   const engine = await startEngine({ bundleDir, manifest, providers: config.ORT_PROVIDERS, runTimeoutMs, log });
@@ -47,7 +57,6 @@ async function main(config: Config, log: Log): Promise<number> {
     log,
   });
   const blobs = createFsBlobs(config.BLOB_URL ? fileURLToPath(config.BLOB_URL) : join(config.DATA_DIR, "blobs"));
-  const registry = createRegistry("inference");
   const metrics = createWorkerMetrics(registry, model, engine);
   const worker = await startInferenceWorker({
     manifest,
@@ -59,14 +68,7 @@ async function main(config: Config, log: Log): Promise<number> {
     log,
     metrics,
   });
-  const state = { ready: true };
-  const metricsServer = await startMetricsServer({
-    port: config.METRICS_PORT,
-    host: config.HOST,
-    registry,
-    log,
-    ready: () => state.ready,
-  });
+  state.ready = true;
   log.info({ model, metrics_port: metricsServer.port }, "ready");
   process.send?.({ type: "ready" });
 
@@ -76,8 +78,13 @@ async function main(config: Config, log: Log): Promise<number> {
   if (failed) log.fatal({ err: end }, "this worker has to be replaced");
   else log.info({ grace_ms: end }, "stopping");
   await worker.stop(failed ? 0 : end);
-  await metricsServer.stop();
-  await queues.stop();
+  await stopAll(
+    [
+      ["queues", queues],
+      ["metrics server", metricsServer],
+    ],
+    log,
+  );
   // Leaving while the thread is inside a graph would abort the process with a core dump; SIGKILL is the clean way out.
   if (!(await engine.stop())) process.kill(process.pid, "SIGKILL");
   return failed ? 1 : 0;

@@ -6,7 +6,7 @@ import type { Timings } from "#contract/jobs.ts";
 import type { EngineStats } from "./engine/counters.ts";
 
 /** How a job left this worker: an outcome, or one of the two ways back into the queue. */
-export type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "retried_alone";
+type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "retried_alone";
 
 export interface WorkerMetrics {
   jobEnded(end: JobEnd): void;

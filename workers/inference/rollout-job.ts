@@ -95,7 +95,7 @@ async function dream(
   let framesDone = 0;
   let over = false;
 
-  function onFrames(candidate: number, frames: Uint8Array): void {
+  async function onFrames(candidate: number, frames: Uint8Array): Promise<void> {
     if (over) return;
     let video = videos[candidate];
     if (!video) {
@@ -104,11 +104,11 @@ async function dream(
       video = startEncoding({ ...options, frames: job.actions_per_candidate + 1 });
       void video.failed.then(broken.reject);
       videos[candidate] = video;
-      video.write(frame);
+      void video.write(frame);
     }
-    video.write(frames);
     framesDone += frames.byteLength / (width * height * 3);
     onProgress(framesDone);
+    await video.write(frames);
   }
 
   const { seed, num_steps: numSteps, guidance, prompt } = job.params;

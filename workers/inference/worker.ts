@@ -62,10 +62,19 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
   const parts = { ...options, workDir, encoderSlots: createSlots(samplesMax) };
   const admission = createAdmission({
     samplesMax,
-    pause: () => consumer.pause(),
-    resume: () => consumer.resume(),
+    pause: () => tellConsumer("pause"),
+    resume: () => tellConsumer("resume"),
   });
   const inHand = new Map<JobId, { readonly rolloutId: string; readonly ending: AbortController }>();
+
+  async function tellConsumer(what: "pause" | "resume"): Promise<void> {
+    try {
+      // The first job may come while the consumer is still starting.
+      await (await consuming)[what]();
+    } catch (error) {
+      log.error({ err: error }, `could not ${what} taking jobs`);
+    }
+  }
 
   async function settle(id: JobId, job: PredictJob, outcome: Outcome): Promise<void> {
     await settlements.add(id, { rollout_id: job.rollout_id, attempt: job.attempt, outcome });
@@ -133,7 +142,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     for (const { rolloutId, ending } of inHand.values()) if (rolloutId === signal.rollout_id) ending.abort("cancelled");
   });
 
-  const consumer = await predictions.consume({
+  const consuming = predictions.consume({
     // Each job has at least one sample. Those that do not fit yet wait in `admission`.
     concurrency: samplesMax,
     handle,
@@ -150,6 +159,8 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
       );
     },
   });
+
+  const consumer = await consuming;
 
   async function afterFault(): Promise<Error> {
     const fault = await engine.failed;

@@ -4,8 +4,8 @@ import { randomUUID } from "node:crypto";
 import type { Command } from "commander";
 
 import { type Mils, usdText } from "#contract/mils.ts";
+import { findCustomer } from "#keys/customers.ts";
 import { credit } from "#ledger/ledger.ts";
-import type { Sql } from "#platform/database.ts";
 
 import { withDatabase } from "../context.ts";
 import { printJson } from "../print.ts";
@@ -28,7 +28,10 @@ export function addCredits(program: Command): void {
 async function grant(customer: string, amount: Mils, options: { reference?: string; json?: true }): Promise<void> {
   const reference = `grant_${options.reference ?? randomUUID()}`;
   const result = await withDatabase(async ({ db }) => {
-    const customer_id = await customerIdOf(db, customer);
+    const customer_id = await findCustomer(db, customer);
+    if (customer_id === null) {
+      throw new UserError(`There is no customer ${customer}; \`keys create --customer ${customer}\` makes one.`);
+    }
     return { customer_id, ...(await credit(db, { customer_id, amount, reference, detail: "credit granted" })) };
   });
   if (options.json) {
@@ -37,12 +40,4 @@ async function grant(customer: string, amount: Mils, options: { reference?: stri
   }
   const what = result.credited ? `$${usdText(amount)} credited` : `${reference} was credited before, nothing was added`;
   console.log(`${what}; ${result.customer_id} has $${usdText(result.balance_mils)}.`);
-}
-
-async function customerIdOf(sql: Sql, customer: string): Promise<string> {
-  const [row] = await sql.query<{ id: string }>("SELECT id FROM customers WHERE id = $1 OR email = lower($1)", [
-    customer,
-  ]);
-  if (!row) throw new UserError(`There is no customer ${customer}; \`keys create --customer ${customer}\` makes one.`);
-  return row.id;
 }

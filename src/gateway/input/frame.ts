@@ -68,9 +68,13 @@ async function normaliseFrame(
     if (error instanceof ApiError) throw error;
     // sharp throws plain errors with libvips' text for everything that is wrong with a file.
     const reason = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
-    throw new ApiError("invalid_input", `${part}: expected a readable PNG or JPEG image; it cannot be decoded (${reason})`, {
-      cause: error,
-    });
+    throw new ApiError(
+      "invalid_input",
+      `${part}: expected a readable PNG or JPEG image; it cannot be decoded (${reason})`,
+      {
+        cause: error,
+      },
+    );
   }
 }
 
@@ -82,7 +86,10 @@ function checkContainer(file: Buffer, part: string): void {
   if (file.length === 0) throw new ApiError("invalid_input", `${part}: expected a PNG or JPEG image, got no bytes`);
   const isPng = file.subarray(0, 8).equals(PNG_SIGNATURE);
   if (!isPng && !file.subarray(0, 3).equals(JPEG_SIGNATURE)) {
-    throw new ApiError("invalid_input", `${part}: expected a PNG or JPEG image, got ${file.length} bytes of something else`);
+    throw new ApiError(
+      "invalid_input",
+      `${part}: expected a PNG or JPEG image, got ${file.length} bytes of something else`,
+    );
   }
   if (isPng && isAnimatedPng(file)) {
     throw new ApiError("invalid_input", `${part}: expected one still image, got an animated PNG`);

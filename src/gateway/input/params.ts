@@ -3,13 +3,7 @@
  * SamplingParams. Both ways give the same values for the same request: the fingerprint is taken of them.
  */
 import { ApiError } from "#contract/errors.ts";
-import {
-  GUIDANCE_MAX,
-  GUIDANCE_MIN,
-  NUM_STEPS_MAX,
-  NUM_STEPS_MIN,
-  PROMPT_BYTES_MAX,
-} from "#contract/limits.ts";
+import { GUIDANCE_MAX, GUIDANCE_MIN, NUM_STEPS_MAX, NUM_STEPS_MIN, PROMPT_BYTES_MAX } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import type { SamplingParams } from "#contract/rollout.ts";
 
@@ -25,8 +19,7 @@ export interface RequestedParams {
 export function samplingParams(requested: RequestedParams, manifest: Manifest): SamplingParams {
   return {
     seed: requested.seed === undefined ? "0" : canonicalSeed(requested.seed),
-    num_steps:
-      requested.num_steps === undefined ? manifest.sampler.default_num_steps : numSteps(requested.num_steps),
+    num_steps: requested.num_steps === undefined ? manifest.sampler.default_num_steps : numSteps(requested.num_steps),
     guidance: requested.guidance === undefined ? manifest.sampler.default_guidance : guidance(requested.guidance),
     prompt: requested.prompt === undefined ? "" : prompt(requested.prompt),
   };

@@ -142,7 +142,9 @@ function isDatabaseAway(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
   if (/timeout exceeded when trying to connect|Connection terminated/.test(error.message)) return true;
   const code = "code" in error ? String(error.code) : "";
-  return ["ECONNREFUSED", "ECONNRESET", "ENOENT", "57P01", "57P02", "57P03", "53300"].includes(code) || /^08/.test(code);
+  return (
+    ["ECONNREFUSED", "ECONNRESET", "ENOENT", "57P01", "57P02", "57P03", "53300"].includes(code) || /^08/.test(code)
+  );
 }
 
 /** Which methods a path takes, so that a wrong one gets a 405 that says so. */
@@ -156,4 +158,3 @@ function createMethodTable(app: FastifyInstance): { of(path: string): string[] }
     of: (path) => [...new Set(routes.filter(({ pattern }) => pattern.test(path)).map(({ method }) => method))].sort(),
   };
 }
-

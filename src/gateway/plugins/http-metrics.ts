@@ -2,6 +2,8 @@
 import type { FastifyInstance } from "fastify";
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 
+import { answerEndOf } from "./answer-end.ts";
+
 const METHODS = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]);
 /** From a catalogue read to a call held through a cold start. */
 const DURATION_BUCKETS_S = [0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300];
@@ -29,16 +31,15 @@ export function addHttpMetrics(app: FastifyInstance, registry: Registry): void {
   app.addHook("onRequest", async (request, reply) => {
     inFlight.inc();
     const started = performance.now();
-    // "close" comes after every end; Fastify's onResponse does not come when the caller went away.
-    reply.raw.once("close", () => {
+    void answerEndOf(request).whole.then((whole) => {
       inFlight.dec();
       const route = request.routeOptions.url ?? "unmatched";
-      if (!reply.raw.writableFinished) gone.inc({ route });
+      if (!whole) gone.inc({ route });
       duration.observe(
         {
           method: METHODS.has(request.method) ? request.method : "other",
           route,
-          status: reply.raw.writableFinished ? String(reply.statusCode) : "gone",
+          status: whole ? String(reply.statusCode) : "gone",
         },
         (performance.now() - started) / 1000,
       );

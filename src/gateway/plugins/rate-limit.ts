@@ -21,7 +21,10 @@ export function createKeyRateLimit(limiter: RateLimiter): onRequestAsyncHookHand
     reply.header("RateLimit-Policy", `"key";q=${policy.burst};w=${window}`);
     reply.header("RateLimit", `"key";r=${decision.remaining};t=${retryAfterSeconds(decision) || window}`);
     if (!decision.allowed) {
-      throw tooManyRequests(`the limit is ${policy.per_second} requests a second with a burst of ${policy.burst} on this key`, decision);
+      throw tooManyRequests(
+        `the limit is ${policy.per_second} requests a second with a burst of ${policy.burst} on this key`,
+        decision,
+      );
     }
   };
 }

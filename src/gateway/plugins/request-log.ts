@@ -3,13 +3,15 @@ import type { FastifyInstance } from "fastify";
 
 import type { Log } from "#platform/log.ts";
 
+import { answerEndOf } from "./answer-end.ts";
+
 /** How much of a caller's own request id is kept. */
 const CALLER_REQUEST_ID_CHARS = 100;
 
 export function addRequestLog(app: FastifyInstance, log: Log): void {
   app.addHook("onRequest", async (request, reply) => {
     const started = performance.now();
-    reply.raw.once("close", () => {
+    void answerEndOf(request).whole.then((whole) => {
       const callerId = request.headers["x-request-id"];
       log.info(
         {
@@ -17,7 +19,7 @@ export function addRequestLog(app: FastifyInstance, log: Log): void {
           caller_request_id: typeof callerId === "string" ? callerId.slice(0, CALLER_REQUEST_ID_CHARS) : undefined,
           method: request.method,
           path: request.url.split("?", 1)[0],
-          status: reply.raw.writableFinished ? reply.statusCode : 499,
+          status: whole ? reply.statusCode : 499,
           customer_id: request.identity?.customer_id,
           ms: Math.round(performance.now() - started),
         },

@@ -1,45 +1,64 @@
-/** Sends finished videos: one as `video/mp4`, a batch as a tar. A body that ended whole counts as delivered. */
-import type { Readable } from "node:stream";
+/**
+ * Sends finished videos: one as `video/mp4`, a batch as a tar. A body that went out whole counts as delivered, and
+ * that is stored before its last byte is sent: a caller that has it all and repeats its request wants a new rollout.
+ */
+import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 
-import type { FastifyReply } from "fastify";
+import type { FastifyReply, FastifyRequest } from "fastify";
 import { pack } from "tar-stream";
 
 import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
 import { usdText } from "#contract/mils.ts";
 import type { Database } from "#platform/database.ts";
+import type { Log } from "#platform/log.ts";
 import { markDelivered } from "#rollouts/find.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 
-import type { Background } from "../background.ts";
+import { answerEndOf } from "../plugins/answer-end.ts";
+import { beforeLastByte } from "./before-last-byte.ts";
 
 export interface DeliveryParts {
   readonly db: Database;
   readonly blobs: BlobStore;
-  readonly background: Background;
+  readonly log: Log;
 }
 
-export function sendVideo(parts: DeliveryParts, rollout: Rollout, reply: FastifyReply): Promise<FastifyReply> {
+export function sendVideo(
+  parts: DeliveryParts,
+  rollout: Rollout,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
   return whileStored(rollout, async () => {
     const [video] = await videosOf(parts.blobs, rollout);
     if (!video) throw new BlobNotFound(rollout.id);
     const body = await parts.blobs.stream(video.key);
     describe(reply, rollout);
-    noteDelivery(parts, rollout, reply);
-    return reply.header("Content-Length", video.bytes).type("video/mp4").send(body);
+    return reply
+      .header("Content-Length", video.bytes)
+      .type("video/mp4")
+      .send(delivered(parts, rollout, request, body));
   });
 }
 
 /** `rollout_000.mp4`… in submission order; the same rollout always gives the same bytes. */
-export function sendTar(parts: DeliveryParts, rollout: Rollout, reply: FastifyReply): Promise<FastifyReply> {
+export function sendTar(
+  parts: DeliveryParts,
+  rollout: Rollout,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
   return whileStored(rollout, async () => {
     const videos = await videosOf(parts.blobs, rollout);
     describe(reply, rollout);
     reply.header("X-DreamEngine-Batch-Size", rollout.k);
-    noteDelivery(parts, rollout, reply);
     // A known length lets the client tell a broken connection from the end of the archive.
-    return reply.header("Content-Length", tarBytes(videos)).type("application/x-tar").send(tarOf(parts, videos));
+    return reply
+      .header("Content-Length", tarBytes(videos))
+      .type("application/x-tar")
+      .send(delivered(parts, rollout, request, tarOf(parts, videos)));
   });
 }
 
@@ -83,9 +102,24 @@ export function engineWallMs({ result }: Rollout): number {
   return Math.round((result?.timings.engine_wall_ms ?? 0) * 10) / 10;
 }
 
-function noteDelivery({ db, background }: DeliveryParts, rollout: Rollout, reply: FastifyReply): void {
-  // "finish": the last byte was handed to the system. A connection that broke before never comes here.
-  reply.raw.once("finish", () => background.run(`note that ${rollout.id} was delivered`, () => markDelivered(db, rollout.id)));
+/** The body, which notes the delivery just before its end. */
+function delivered(
+  { db, log }: DeliveryParts,
+  { id }: Rollout,
+  request: FastifyRequest,
+  body: AsyncIterable<Uint8Array>,
+): Readable {
+  const { gone } = answerEndOf(request);
+  const note = async (): Promise<void> => {
+    if (gone.aborted) throw new Error(`the caller of ${id} went away`);
+    try {
+      await markDelivered(db, id);
+    } catch (error) {
+      // The caller gets its video; at worst it could get it a second time at no charge.
+      log.error({ err: error, rollout_id: id }, "could not note a delivery");
+    }
+  };
+  return Readable.from(beforeLastByte(body, note), { objectMode: false });
 }
 
 const TAR_BLOCK_BYTES = 512;
@@ -96,7 +130,7 @@ function tarBytes(videos: readonly StoredVideo[]): number {
   return blocks * TAR_BLOCK_BYTES;
 }
 
-function tarOf({ blobs, background }: DeliveryParts, videos: readonly StoredVideo[]): Readable {
+async function* tarOf({ blobs }: DeliveryParts, videos: readonly StoredVideo[]): AsyncGenerator<Uint8Array> {
   const tar = pack();
   const fill = async (): Promise<void> => {
     for (const [index, { key, bytes }] of videos.entries()) {
@@ -107,12 +141,11 @@ function tarOf({ blobs, background }: DeliveryParts, videos: readonly StoredVide
     }
     tar.finalize();
   };
-  background.run("send a batch", () =>
-    fill().catch((error: unknown) => {
-      const reason = error instanceof Error ? error : new Error(String(error));
-      tar.destroy(reason);
-      throw reason;
-    }),
-  );
-  return tar as unknown as Readable; // a streamx readable: the same face, which Fastify pipes
+  // Ends the iteration below with what went wrong; after a caller went away, nobody is left to be told.
+  fill().catch((error: unknown) => tar.destroy(error instanceof Error ? error : new Error(String(error))));
+  try {
+    for await (const chunk of tar) yield chunk as Uint8Array; // nothing else comes out of a packer
+  } finally {
+    tar.destroy();
+  }
 }

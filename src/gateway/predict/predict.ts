@@ -83,13 +83,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
     });
     // With an idempotency key the key itself leads back to the rollout.
     if (call.idempotency_key === null) {
-      const undelivered = await findUndelivered(
-        db,
-        call.identity.customer_id,
-        fingerprint,
-        k,
-        new Date(clock.now()),
-      );
+      const undelivered = await findUndelivered(db, call.identity.customer_id, fingerprint, k, new Date(clock.now()));
       if (undelivered) return undelivered;
     }
     if (call.gone.aborted) throw new ApiError("client_closed_request", "the caller went away before anything began");

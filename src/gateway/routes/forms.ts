@@ -1,5 +1,5 @@
 /** The multipart forms of the predict routes: as documentation, and as what their handlers need. */
-import type { FastifyReply, FastifyRequest } from "fastify";
+import type { FastifyRequest } from "fastify";
 import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
@@ -94,14 +94,4 @@ export function parseCandidates(files: readonly Buffer[], manifest: Manifest): [
     );
   }
   return [first, ...others];
-}
-
-/** Aborts when the caller's connection closes before our answer is whole. */
-export function goneSignal(reply: FastifyReply): AbortSignal {
-  const controller = new AbortController();
-  reply.raw.once("close", () => {
-    if (!reply.raw.writableFinished) controller.abort();
-  });
-  if (reply.raw.destroyed) controller.abort();
-  return controller.signal;
 }

@@ -29,6 +29,9 @@ const PROXY_HEADERS = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 function checkLoopback(request: FastifyRequest): void {
   const local = /^(127\.|::1$|::ffff:127\.)/.test(request.ip);
   if (!local || PROXY_HEADERS.some((name) => request.headers[name] !== undefined)) {
-    throw new ApiError("forbidden", "metrics are shown to this machine alone; set OPERATOR_TOKEN to read them from others");
+    throw new ApiError(
+      "forbidden",
+      "metrics are shown to this machine alone; set OPERATOR_TOKEN to read them from others",
+    );
   }
 }

@@ -1,24 +1,24 @@
 /** `POST /v1/predict` answers with the video itself, `POST /v1/predict/batch` with a tar of K videos. */
-import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type { FastifyInstance, FastifyRequest } from "fastify";
 
 import type { RolloutRoute } from "#contract/rollout.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 
 import { readForm } from "../input/multipart.ts";
 import { samplingParams } from "../input/params.ts";
+import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
 import { requestIdOf } from "../plugins/request-id.ts";
 import { sendTar, sendVideo } from "../predict/deliver.ts";
 import type { RouteParts } from "../route-parts.ts";
-import { BatchForm, goneSignal, IdempotencyHeaders, idempotencyKeyOf, parseCandidates, PredictForm } from "./forms.ts";
+import { BatchForm, IdempotencyHeaders, idempotencyKeyOf, parseCandidates, PredictForm } from "./forms.ts";
 
 const TEXTS = ["seed", "num_steps", "guidance", "prompt", "model"] as const;
 
 export function addPredictRoutes(app: FastifyInstance, parts: RouteParts): void {
   const { models, predictor, normaliseFrame, baseModel } = parts;
 
-  async function predict(request: FastifyRequest, reply: FastifyReply, route: RolloutRoute): Promise<Rollout> {
-    const gone = goneSignal(reply);
+  async function predict(request: FastifyRequest, route: RolloutRoute): Promise<Rollout> {
     const idempotency_key = idempotencyKeyOf(request);
     const isBatch = route === "batch";
     const form = await readForm(request, {
@@ -45,7 +45,7 @@ export function addPredictRoutes(app: FastifyInstance, parts: RouteParts): void 
       candidates,
       params,
       idempotency_key,
-      gone,
+      gone: answerEndOf(request).gone,
     });
   }
 
@@ -56,7 +56,7 @@ export function addPredictRoutes(app: FastifyInstance, parts: RouteParts): void 
       config: { form: PredictForm, answers: { 200: "video/mp4" } },
       schema: { summary: "Dream one rollout; the answer is the video", tags: ["predict"], headers: IdempotencyHeaders },
     },
-    async (request, reply) => sendVideo(parts, await predict(request, reply, "predict"), reply),
+    async (request, reply) => sendVideo(parts, await predict(request, "predict"), request, reply),
   );
 
   app.post(
@@ -70,6 +70,6 @@ export function addPredictRoutes(app: FastifyInstance, parts: RouteParts): void 
         headers: IdempotencyHeaders,
       },
     },
-    async (request, reply) => sendTar(parts, await predict(request, reply, "batch"), reply),
+    async (request, reply) => sendTar(parts, await predict(request, "batch"), request, reply),
   );
 }

@@ -11,11 +11,12 @@ import type { Rollout } from "#rollouts/rollout.ts";
 
 import { readForm } from "../input/multipart.ts";
 import { parseParams, samplingParams } from "../input/params.ts";
+import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
 import { requestIdOf } from "../plugins/request-id.ts";
 import { envelopeOf, RolloutEnvelope } from "../predict/envelope.ts";
 import type { RouteParts } from "../route-parts.ts";
-import { goneSignal, IdempotencyHeaders, idempotencyKeyOf, parseCandidates, RolloutForm } from "./forms.ts";
+import { IdempotencyHeaders, idempotencyKeyOf, parseCandidates, RolloutForm } from "./forms.ts";
 
 /** When to look again at a rollout that has not finished. */
 const RETRY_AFTER_S = 1;
@@ -27,9 +28,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
   async function envelope(rollout: Rollout, request: FastifyRequest): Promise<RolloutEnvelope> {
     const waits = !isTerminal(rollout.status);
     const job =
-      rollout.status === "dispatched"
-        ? await queueOf(rollout.model).find(jobIdOf(rollout.id, rollout.attempt))
-        : null;
+      rollout.status === "dispatched" ? await queueOf(rollout.model).find(jobIdOf(rollout.id, rollout.attempt)) : null;
     const running = job?.state === "active";
     return envelopeOf(rollout, {
       // A model that was taken down since cannot be found any more; its rollouts keep their other fields.
@@ -54,8 +53,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
         response: { 200: RolloutEnvelope },
       },
     },
-    async (request, reply) => {
-      const gone = goneSignal(reply);
+    async (request) => {
       const idempotency_key = idempotencyKeyOf(request);
       const form = await readForm(request, {
         files: ["start_frame", "actions"],
@@ -76,7 +74,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
         candidates,
         params,
         idempotency_key,
-        gone,
+        gone: answerEndOf(request).gone,
       });
       // The caller fetches the video by its link, so a stored result is a delivered one.
       await markDelivered(db, rollout.id);
@@ -99,7 +97,10 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
       const id = parseRolloutId(request.params.id);
       const rollout = id && (await findRollout(db, id, identityOf(request).customer_id));
       if (!rollout) {
-        throw new ApiError("rollout_not_found", "no such rollout of yours; expected rollout_ and 32 hexadecimal digits");
+        throw new ApiError(
+          "rollout_not_found",
+          "no such rollout of yours; expected rollout_ and 32 hexadecimal digits",
+        );
       }
       if (!isTerminal(rollout.status)) reply.header("Retry-After", RETRY_AFTER_S);
       return envelope(rollout, request);

@@ -83,7 +83,11 @@ const READY_TIMEOUT_MS = 2_000;
 export function addReadinessRoute(bare: FastifyInstance, { db, models, queueOf, log }: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
   const Check = Type.Union([Type.Literal("ok"), Type.Literal("unreachable")]);
-  const Ready = Type.Object({ status: Type.Union([Type.Literal("ready"), Type.Literal("not ready")]), database: Check, queue: Check });
+  const Ready = Type.Object({
+    status: Type.Union([Type.Literal("ready"), Type.Literal("not ready")]),
+    database: Check,
+    queue: Check,
+  });
 
   async function check(what: string, work: () => Promise<unknown>): Promise<"ok" | "unreachable"> {
     let timer: NodeJS.Timeout | undefined;

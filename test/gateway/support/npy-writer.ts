@@ -33,7 +33,13 @@ export function npyHeader(
   const length = Buffer.alloc(lengthBytes);
   if (version === 1) length.writeUInt16LE(text.length);
   else length.writeUInt32LE(text.length);
-  return Buffer.concat([Buffer.from([0x93]), Buffer.from("NUMPY"), Buffer.from([version, 0]), length, Buffer.from(text)]);
+  return Buffer.concat([
+    Buffer.from([0x93]),
+    Buffer.from("NUMPY"),
+    Buffer.from([version, 0]),
+    length,
+    Buffer.from(text),
+  ]);
 }
 
 function encode(value: number, dtype: string, bigEndian: boolean): Buffer {

@@ -16,7 +16,9 @@ export function formBody(parts: readonly Part[]): Buffer {
   const chunks = parts.flatMap(({ name, body, filename }) => [
     Buffer.from(
       `--${BOUNDARY}\r\nContent-Disposition: form-data; name="${name}"` +
-        (filename === undefined ? "\r\n\r\n" : `; filename="${filename}"\r\nContent-Type: application/octet-stream\r\n\r\n`),
+        (filename === undefined
+          ? "\r\n\r\n"
+          : `; filename="${filename}"\r\nContent-Type: application/octet-stream\r\n\r\n`),
     ),
     Buffer.from(body),
     Buffer.from("\r\n"),

@@ -107,6 +107,8 @@ export async function startScriptedWorker(parts: {
     async finishHanging() {
       await round;
       for (const row of hanging.splice(0)) {
+        const [alive] = await db.query(`SELECT FROM rollouts WHERE id = $1 AND finished_at IS NULL`, [row.id]);
+        if (!alive) continue; // cancelled meanwhile
         if (row.attempt === 0) await dispatch(db, row.id);
         await succeed({ ...row, attempt: Math.max(1, row.attempt) });
       }

@@ -83,7 +83,11 @@ export async function startTestGateway(overrides: Partial<GatewayOptions> = {}):
     pools,
     newKey(credits = mils(1_000_000), limits = {}) {
       customers += 1;
-      return createKey(db, { customer: `caller-${customers}@example.com`, initial_credits: credits, ...limits }, randomBytes);
+      return createKey(
+        db,
+        { customer: `caller-${customers}@example.com`, initial_credits: credits, ...limits },
+        randomBytes,
+      );
     },
     async listen() {
       const server = await startGateway({ ...options, registry: new Registry(), host: "127.0.0.1", port: 0 });

@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 
 import { createCounters } from "#workers/inference/engine/counters.ts";
 import { createLoop, type EngineEvent, type EngineRequest } from "#workers/inference/engine/loop.ts";
@@ -31,19 +31,26 @@ interface Harness {
   readonly counters: ReturnType<typeof createCounters>;
   readonly events: EngineEvent[];
   readonly loop: Awaited<ReturnType<typeof createLoop>>;
+  /** What the loop said of itself. */
+  readonly busy: boolean[];
   /** Runs until all of these requests have ended. */
   finish(...ids: string[]): Promise<void>;
 }
 
-async function createHarness(onEvent: (event: EngineEvent) => void = () => undefined): Promise<Harness> {
+async function createHarness(
+  onEvent: (event: EngineEvent) => void = () => undefined,
+  { takesFrames = true } = {},
+): Promise<Harness> {
   const graphs = createScriptedGraphs();
   const counters = createCounters();
   const events: EngineEvent[] = [];
+  const busy: boolean[] = [];
   const state = { onEnd: null as (() => void) | null };
   const emit = (event: EngineEvent) => {
     events.push(event);
     onEvent(event);
     if (event.type !== "frames") state.onEnd?.();
+    else if (takesFrames) loop.taken(event.id, event.candidate, 1);
   };
   const loop = await createLoop({
     manifest: tinyManifest(),
@@ -51,6 +58,7 @@ async function createHarness(onEvent: (event: EngineEvent) => void = () => undef
     counters,
     emit,
     onRun: () => undefined,
+    onBusy: (value) => void busy.push(value),
     now: () => 0,
   });
   return {
@@ -58,6 +66,7 @@ async function createHarness(onEvent: (event: EngineEvent) => void = () => undef
     counters,
     events,
     loop,
+    busy,
     async finish(...ids) {
       const stopAtEnd = () => {
         const ended = new Set(events.filter(({ type }) => type !== "frames").map(({ id }) => id));
@@ -206,6 +215,21 @@ test("a cancelled rollout leaves before the next forward, and the others go on",
   expect(framesOf(harness, "a")).toHaveLength(1);
   expect(harness.events.filter(({ id }) => id === "a").at(-1)).toEqual({ type: "cancelled", id: "a" });
   expect(framesOf(harness, "b")).toHaveLength(2 * CHUNK);
+});
+
+test("a sample does not run far ahead of whoever takes its frames, and says that it waits", async () => {
+  const harness = await createHarness(undefined, { takesFrames: false });
+  harness.loop.submit(request("long", { actions: [new Float32Array(40 * CHUNK)] }));
+  harness.loop.submit(request("short", { actions: sequences(1) }));
+  const finished = harness.finish("long", "short");
+  await vi.waitFor(() => expect(harness.busy).toEqual([true, false]));
+  expect(framesOf(harness, "long")).toHaveLength(48);
+  expect(framesOf(harness, "short")).toHaveLength(2 * CHUNK);
+
+  harness.loop.taken("long", 0, 40);
+  await finished;
+  expect(framesOf(harness, "long")).toHaveLength(80);
+  expect(harness.busy).toEqual([true, false, true]);
 });
 
 test("a fault of a graph ends the loop with its error", async () => {

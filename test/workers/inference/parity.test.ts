@@ -53,8 +53,13 @@ async function dream(rollout: GoldenRollout): Promise<{ frames: Uint8Array; outp
     manifest,
     graphs: recording,
     counters: createCounters(),
-    emit: (event) => (event.type === "frames" ? void parts.push(event.frames) : loop.stop()),
+    emit(event) {
+      if (event.type !== "frames") return loop.stop();
+      parts.push(event.frames);
+      loop.taken(event.id, event.candidate, 1);
+    },
     onRun: () => undefined,
+    onBusy: () => undefined,
     now: () => performance.now(),
   });
   loop.submit(request);

@@ -5,6 +5,8 @@ import { fileURLToPath } from "node:url";
 
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
+import { readWorkerSettings } from "#workers/inference/settings.ts";
+
 import { eventually } from "./support/eventually.ts";
 import { ENDLESS_ACTION } from "./support/tiny-bundle.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
@@ -12,7 +14,7 @@ import { createWorkplace, type Workplace } from "./support/workplace.ts";
 const ENTRY = fileURLToPath(new URL("../../../workers/inference/main.ts", import.meta.url));
 /** Long enough for any honest run of the tiny bundle. */
 const RUN_TIMEOUT_MS = 1_500;
-const SLOW_ACTION = 20_000;
+const SLOW_ACTION = 4_000;
 
 let place: Workplace;
 const children: ChildProcess[] = [];
@@ -76,40 +78,56 @@ test("ends when its parent is gone", async () => {
   expect(await exited).toEqual({ code: 0, signal: null });
 });
 
+test("refuses to start without a queue and says what was expected", async () => {
+  const worker = spawnWorker({ DATABASE_URL: "" });
+  expect(await worker.exited).toEqual({ code: 1, signal: null });
+  expect(worker.stderr()).toContain("REDIS_URL, DATABASE_URL: expected one of them, got neither");
+});
+
+test("refuses to serve a bundle that is not there and names those that are", async () => {
+  const worker = spawnWorker({ MODEL: "nobody" });
+  expect(await worker.exited).toEqual({ code: 1, signal: null });
+  expect(worker.stderr()).toMatch(/MODEL is nobody, but the bundles in .* are: tiny/);
+});
+
 test.each([
-  [{ MODEL: "" }, "MODEL: expected the slug"],
-  [{ MODEL: "nobody" }, "MODEL is nobody, but the bundles in"],
-  [{ DATABASE_URL: "" }, "REDIS_URL, DATABASE_URL: expected one of them"],
-  [{ ENGINE_RUN_TIMEOUT_MS: "soon" }, "ENGINE_RUN_TIMEOUT_MS: expected milliseconds"],
-  [{ FFMPEG_PATH: "/nowhere/ffmpeg" }, "ffmpeg at /nowhere/ffmpeg (FFMPEG_PATH) cannot be used"],
-])("refuses to start with %j and says what was expected", async (env, message) => {
-  const { exited, stderr } = spawnWorker(env);
-  expect(await exited).toEqual({ code: 1, signal: null });
-  expect(stderr()).toContain(message);
+  [{}, "MODEL: expected the slug"],
+  [{ MODEL: "tiny", ENGINE_RUN_TIMEOUT_MS: "soon" }, "ENGINE_RUN_TIMEOUT_MS: expected milliseconds"],
+  [{ MODEL: "tiny", ENGINE_RUN_TIMEOUT_MS: "5" }, "ENGINE_RUN_TIMEOUT_MS: expected milliseconds"],
+])("of its own settings, %j is refused", (env, message) => {
+  expect(() => readWorkerSettings(env)).toThrow(message);
 });
 
-test("a run that hangs ends the process; the rollout runs once more, alone, and then fails", async () => {
-  const first = await startWorker();
-  const { id } = await place.submit({ actions: [ENDLESS_ACTION] });
-  expect(await first.exited).toEqual({ code: null, signal: "SIGKILL" });
-  expect(await place.predictions.find(id)).toMatchObject({ state: "waiting", data: { alone: true } });
+test(
+  "a run that hangs ends the process; the rollout runs once more, alone, and then fails",
+  { timeout: 60_000 },
+  async () => {
+    const first = await startWorker();
+    const { id } = await place.submit({ actions: [ENDLESS_ACTION] });
+    expect(await first.exited).toEqual({ code: null, signal: "SIGKILL" });
+    expect(await place.predictions.find(id)).toMatchObject({ state: "waiting", data: { alone: true } });
 
-  const second = await startWorker();
-  expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "engine_timeout" });
-  expect(await second.exited).toEqual({ code: null, signal: "SIGKILL" });
-});
+    const second = await startWorker();
+    expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "engine_timeout" });
+    expect(await second.exited).toEqual({ code: null, signal: "SIGKILL" });
+  },
+);
 
 test("a rollout whose worker dies twice is given up by the next worker", { timeout: 60_000 }, async () => {
-  const { id } = await place.submit({ chunks: 100, actions: [1_000_000] });
+  const { id, data } = await place.prepare({ chunks: 100, actions: [SLOW_ACTION] });
+  let progress = 0;
+  const end = await place.queues.signals.subscribe(["progress"], (signal) => {
+    if (signal.kind === "progress" && signal.rollout_id === data.rollout_id) progress += 1;
+  });
+  await place.predictions.add(id, data);
   for (let death = 0; death < 2; death++) {
     const { child, exited } = await startWorker();
-    await eventually(async () => {
-      const job = await place.predictions.find(id);
-      return job?.state === "active";
-    });
+    progress = 0;
+    await eventually(() => progress); // this worker has it: BullMQ noticed that the one before is gone
     child.kill("SIGKILL");
     await exited;
   }
   await startWorker();
-  expect(await place.outcomeOf(id, 30_000)).toMatchObject({ kind: "failed", code: "engine_failed" });
+  expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "engine_failed" });
+  await end();
 });

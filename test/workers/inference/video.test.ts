@@ -56,8 +56,8 @@ async function decode(file: string): Promise<Buffer> {
 
 test("makes H.264 in yuv420p at the model's fps with exactly the frames given, in order", async () => {
   const video = startEncoding(optionsFor("good"));
-  video.write(frame(0));
-  for (let i = 1; i < FRAMES; i += 3) video.write(Buffer.concat([frame(i), frame(i + 1), frame(i + 2)]));
+  void video.write(frame(0));
+  for (let i = 1; i < FRAMES; i += 3) void video.write(Buffer.concat([frame(i), frame(i + 1), frame(i + 2)]));
   await video.finish();
 
   const file = join(dir, "good.mp4");
@@ -84,13 +84,29 @@ function boxesOf(file: Buffer): string[] {
 
 test("refuses to call a video complete that lacks a frame", async () => {
   const video = startEncoding(optionsFor("short"));
-  for (let i = 0; i < FRAMES - 1; i++) video.write(frame(i));
+  for (let i = 0; i < FRAMES - 1; i++) void video.write(frame(i));
   await expect(video.finish()).rejects.toThrow(`the video has ${FRAMES - 1} frames, expected ${FRAMES}`);
+});
+
+test("tells a writer when ffmpeg has its frames, and does not keep it waiting once ffmpeg has ended", async () => {
+  const slots = createSlots(1);
+  const giveBack = await slots.take();
+  const video = startEncoding(optionsFor("paced", { slots }));
+  let taken = 0;
+  for (let i = 0; i < FRAMES; i++) void video.write(frame(i)).then(() => (taken += 1));
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(taken).toBeLessThan(FRAMES); // no process yet, and a pipe holds little
+  giveBack();
+  await video.finish();
+  expect(taken).toBe(FRAMES);
+
+  const broken = startEncoding(optionsFor("not paced", { ffmpegPath: "/bin/false" }));
+  await Promise.all(Array.from({ length: FRAMES }, (_, i) => broken.write(frame(i))));
 });
 
 test("takes no more frames than the video has", () => {
   const video = startEncoding(optionsFor("long", { frames: 1 }));
-  video.write(frame(0));
+  void video.write(frame(0));
   expect(() => video.write(frame(1))).toThrow("more frames than the video has");
   return video.abort();
 });
@@ -102,7 +118,7 @@ test.each([
 ])("fails at once and clearly when ffmpeg %s", async (name, body) => {
   const path = await impostor(`ffmpeg ${name}`, body.replace("$FFMPEG", ffmpegPath));
   const video = startEncoding(optionsFor(`victim ${name}`, { ffmpegPath: path }));
-  for (let i = 0; i < FRAMES; i++) video.write(frame(i));
+  for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
   await expect(video.finish()).rejects.toThrow(VideoError);
   expect((await video.failed).message).toBe("ffmpeg could not encode the video");
 });
@@ -117,7 +133,7 @@ test("an aborted encoding leaves no process behind", async () => {
   const pidFile = join(dir, "pid");
   const path = await impostor("endless", `echo $$ > ${pidFile}; exec sleep 60`);
   const video = startEncoding(optionsFor("aborted", { ffmpegPath: path }));
-  video.write(frame(0));
+  void video.write(frame(0));
   const pid = await eventually(async () => Number(await readFile(pidFile, "utf8").catch(() => "")));
   expect(process.kill(pid, 0)).toBe(true);
   await video.abort();
@@ -128,7 +144,7 @@ test("an aborted encoding leaves no process behind", async () => {
 test("no more processes run than there are slots; the others keep their frames until it is their turn", async () => {
   const slots = createSlots(1);
   const videos = ["one", "two", "three"].map((name) => startEncoding(optionsFor(name, { slots })));
-  for (const video of videos) for (let i = 0; i < FRAMES; i++) video.write(frame(i));
+  for (const video of videos) for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
   await Promise.all(videos.map((video) => video.finish()));
   expect((await decode(join(dir, "three.mp4"))).length).toBe(FRAMES * FRAME_BYTES);
 });

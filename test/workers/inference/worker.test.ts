@@ -21,7 +21,8 @@ import { POISON_ACTION, SIDE } from "./support/tiny-bundle.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
 /** Turns of the loop that make one forward last some milliseconds, so that a rollout can be caught in the act. */
-const SLOW_ACTION = 20_000;
+const SLOW_ACTION = 4_000;
+const LONG_CHUNKS = 100;
 
 let place: Workplace;
 let ffmpegPath: string;
@@ -87,7 +88,7 @@ const params = (changes: object) => ({ seed: "7", num_steps: 2, guidance: 0, pro
 
 test("concurrent jobs share forwards", async () => {
   const { engine } = await startWorker();
-  const jobs = await Promise.all([1, 2, 3].map(() => place.submit({ chunks: 20, actions: [SLOW_ACTION] })));
+  const jobs = await Promise.all([1, 2, 3].map(() => place.submit({ chunks: 40, actions: [SLOW_ACTION] })));
   for (const { id } of jobs) expect(await place.outcomeOf(id)).toMatchObject({ kind: "succeeded" });
   expect(engine.stats.denoise_batches[3]).toBeGreaterThan(10);
 });
@@ -124,7 +125,7 @@ test.each([
 
 test("a cancelled rollout leaves the engine and is reported as cancelled", async () => {
   const { engine } = await startWorker();
-  const { id, data } = await place.prepare({ chunks: 100, actions: [SLOW_ACTION] });
+  const { id, data } = await place.prepare({ chunks: LONG_CHUNKS, actions: [SLOW_ACTION] });
   const progress = Promise.withResolvers<number>();
   const end = await place.queues.signals.subscribe(["progress"], (signal) => {
     if (signal.kind === "progress" && signal.rollout_id === data.rollout_id) progress.resolve(signal.frames);
@@ -140,7 +141,11 @@ test("a cancelled rollout leaves the engine and is reported as cancelled", async
 test("a rollout past its deadline is given up as expired, also in the middle", async () => {
   await startWorker();
   const late = await place.submit({ job: { deadline_ms: Date.now() - 1 } });
-  const soon = await place.submit({ chunks: 100, actions: [SLOW_ACTION], job: { deadline_ms: Date.now() + 500 } });
+  const soon = await place.submit({
+    chunks: LONG_CHUNKS,
+    actions: [SLOW_ACTION],
+    job: { deadline_ms: Date.now() + 500 },
+  });
   expect(await place.outcomeOf(late.id)).toEqual({ kind: "expired" });
   expect(await place.outcomeOf(soon.id)).toEqual({ kind: "expired" });
 });
@@ -158,7 +163,7 @@ test("a job whose result is there already goes straight to settlement", async ()
 
 test("after an engine fault all its jobs run once more, alone: the poison fails, its neighbour does not", async () => {
   const first = await startWorker();
-  const neighbour = await place.submit({ chunks: 100, actions: [SLOW_ACTION] });
+  const neighbour = await place.submit({ chunks: 40, actions: [SLOW_ACTION] });
   await eventually(() => first.engine.stats.samples_admitted === 1);
   const poison = await place.submit({ actions: [POISON_ACTION] });
   expect((await first.worker.failed).message).toContain("the engine failed");
@@ -170,7 +175,9 @@ test("after an engine fault all its jobs run once more, alone: the poison fails,
   expect((await second.worker.failed).message).toContain("the engine failed");
   expect(await place.outcomeOf(poison.id)).toMatchObject({ kind: "failed", code: "engine_failed" });
   await startWorker();
+  const later = await place.submit();
   expect(await place.outcomeOf(neighbour.id)).toMatchObject({ kind: "succeeded" });
+  expect(await place.outcomeOf(later.id)).toMatchObject({ kind: "succeeded" });
 });
 
 test("a job fails as internal when its video cannot be encoded", async () => {
@@ -178,14 +185,15 @@ test("a job fails as internal when its video cannot be encoded", async () => {
   await writeFile(broken, `#!/bin/sh\ncase "$*" in *-encoders|*-formats) exec ${ffmpegPath} "$@";; esac\nexit 1\n`);
   await chmod(broken, 0o755);
   const { engine } = await startWorker({ ffmpegPath: broken });
-  const { id } = await place.submit({ chunks: 100, actions: [SLOW_ACTION] });
+  const { id } = await place.submit({ chunks: LONG_CHUNKS, actions: [SLOW_ACTION] });
   expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "internal" });
   expect(engine.stats.samples_finished).toBe(0); // nobody wanted the rest
 });
 
+const diskFull = () => Promise.reject(new Error("ENOSPC: no space left on device"));
+
 test("a job fails as internal when its result cannot be stored", async () => {
-  const full = () => Promise.reject(new Error("ENOSPC: no space left on device"));
-  await startWorker({ blobs: { ...place.blobs, putFile: full } });
+  await startWorker({ blobs: { ...place.blobs, putFile: diskFull } });
   const { id } = await place.submit();
   expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "internal" });
 });

@@ -8,15 +8,18 @@ import { Worker } from "node:worker_threads";
 
 import type { Manifest } from "#contract/manifest.ts";
 import type { Log } from "#platform/log.ts";
+import { settlesWithin } from "#platform/bounded.ts";
 
 import { createCounters, type EngineStats } from "./counters.ts";
 import type { EngineEvent, EngineRequest } from "./loop.ts";
-import type { FromThread, ThreadData, ToThread } from "./messages.ts";
+import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
 
 /** Loading and warming: a bundle that takes longer than this will not come up. */
 const LOAD_TIMEOUT_MS = 300_000;
 /** How long a stop waits for the run in progress. */
 const STOP_TIMEOUT_MS = 5_000;
+/** After a fault the thread has ended already, or hangs and will not. */
+const STOP_AFTER_FAULT_TIMEOUT_MS = 500;
 /** The watchdog looks this often within its timeout. */
 const LOOKS_PER_TIMEOUT = 8;
 
@@ -42,19 +45,20 @@ export interface EngineOptions {
   readonly bundleDir: string;
   readonly manifest: Manifest;
   readonly providers: readonly string[];
-  /** With work in hand, one run of one graph must end within this. */
+  /** One run of one graph must end within this. */
   readonly runTimeoutMs: number;
   readonly log: Log;
 }
 
-export type EngineResult =
-  | { readonly kind: "finished"; readonly engineWallMs: number }
-  | { readonly kind: "cancelled" };
+type EngineResult = { readonly kind: "finished"; readonly engineWallMs: number } | { readonly kind: "cancelled" };
 
-/** `frames` (whole frames of one candidate, in order) is the receiver's to keep. */
-export type OnFrames = (candidate: number, frames: Uint8Array) => void;
+/**
+ * `frames` (whole frames of one candidate, in order) is the receiver's to keep. The candidate's engine does not run
+ * far ahead of the promise, if there is one: it resolves when the frames are dealt with, and never rejects.
+ */
+type OnFrames = (candidate: number, frames: Uint8Array) => void | Promise<void>;
 
-export interface Submission {
+interface Submission {
   /** Rejects with EngineFault or EngineUnavailable. */
   readonly done: Promise<EngineResult>;
   /** `done` resolves as cancelled at the next step, unless it finishes before. */
@@ -70,6 +74,8 @@ export interface Engine {
   stop(): Promise<boolean>;
 }
 
+type FramesEvent = Extract<EngineEvent, { type: "frames" }>;
+
 interface InHand {
   readonly onFrames: OnFrames;
   readonly resolve: (result: EngineResult) => void;
@@ -79,7 +85,8 @@ interface InHand {
 /** Resolves when the bundle is loaded, checked and warm; rejects with what is wrong with it. */
 export async function startEngine(options: EngineOptions): Promise<Engine> {
   const { bundleDir, manifest, providers, runTimeoutMs, log } = options;
-  const pulse = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT));
+  const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
+  const pulse = new Int32Array(new SharedArrayBuffer(Object.keys(PULSE).length * Int32Array.BYTES_PER_ELEMENT));
   const thread = new Worker(new URL("./thread.ts", import.meta.url), {
     name: "engine",
     workerData: { bundleDir, manifest, providers, pulse } satisfies ThreadData,
@@ -105,13 +112,18 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
     const request = inHand.get(event.id);
     if (!request) return; // rejected by a fault before this arrived
     if (event.type === "frames") {
-      request.onFrames(event.candidate, event.frames);
+      void giveFrames(request, event);
       return;
     }
     inHand.delete(event.id);
     request.resolve(
       event.type === "finished" ? { kind: "finished", engineWallMs: event.engineWallMs } : { kind: "cancelled" },
     );
+  }
+
+  async function giveFrames({ onFrames }: InHand, { id, candidate, frames }: FramesEvent): Promise<void> {
+    await onFrames(candidate, frames);
+    post({ type: "taken", id, candidate, frames: frames.byteLength / frameBytes });
   }
 
   thread.on("message", (message: FromThread) => {
@@ -123,9 +135,9 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
   );
   thread.once("exit", (code) => fail(new EngineFault("engine_failed", `the engine thread ended with code ${code}`)));
 
-  const watch = createHangWatch(runTimeoutMs, () => Atomics.load(pulse, 0));
+  const watch = createHangWatch(runTimeoutMs, () => Atomics.load(pulse, PULSE.runs));
   const watchdog = setInterval(() => {
-    if (watch.isHanging(inHand.size > 0, performance.now())) {
+    if (watch.isHanging(Atomics.load(pulse, PULSE.busy) === 1, performance.now())) {
       fail(new EngineFault("engine_timeout", `no forward ended within ${runTimeoutMs} ms`));
     }
   }, runTimeoutMs / LOOKS_PER_TIMEOUT);
@@ -153,7 +165,7 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
       state.stopping = true;
       clearInterval(watchdog);
       post({ type: "stop" });
-      return within(exited, STOP_TIMEOUT_MS);
+      return settlesWithin(state.fault ? STOP_AFTER_FAULT_TIMEOUT_MS : STOP_TIMEOUT_MS, exited);
     },
   };
 }
@@ -163,7 +175,7 @@ export function createHangWatch(timeoutMs: number, readPulse: () => number) {
   let pulse = readPulse();
   let aliveAt: number | null = null;
   return {
-    /** To be asked regularly, with whether there is work and the time in ms. */
+    /** To be asked regularly, with whether there is something to run and the time in ms. */
     isHanging(hasWork: boolean, now: number): boolean {
       const latest = readPulse();
       if (!hasWork || aliveAt === null || latest !== pulse) aliveAt = now;
@@ -190,18 +202,6 @@ async function untilReady(thread: Worker): Promise<void> {
     clearTimeout(timer);
     thread.off("error", reject);
     thread.off("exit", onExit);
-  }
-}
-
-async function within(settled: Promise<void>, timeoutMs: number): Promise<boolean> {
-  let timer: NodeJS.Timeout | undefined;
-  const timeout = new Promise<boolean>((resolve) => {
-    timer = setTimeout(() => resolve(false), timeoutMs);
-  });
-  try {
-    return await Promise.race([settled.then(() => true), timeout]);
-  } finally {
-    clearTimeout(timer);
   }
 }
 

@@ -8,7 +8,8 @@
  *    not known yet.
  * 4. `planForward` picks a stage and the samples that take it together.
  * 5. Their rows are stacked, the stage's graphs run, the results are split.
- * 6. Each sample moves on; decoded frames go out at once, block by block.
+ * 6. Each sample moves on; decoded frames go out at once, block by block. One that is too far ahead of whoever takes
+ *    its frames sits out until they are taken.
  * 7. A sample at its end leaves; when the last candidate has left, the rollout is finished.
  * 8. Between two forwards messages are served: new requests join, cancelled ones leave, a stop stops.
  */
@@ -37,6 +38,9 @@ import {
 } from "./sample.ts";
 import { bytesOf, rowOf, rowsOf, type Tensor } from "./tensor.ts";
 
+/** As many frames as the canonical rollout has: only a longer one ever waits for its encoder. Bounds memory. */
+const FRAMES_AHEAD_MAX = 48;
+
 export interface EngineRequest {
   /** Unique among the requests in hand. */
   readonly id: string;
@@ -62,6 +66,8 @@ export interface Loop {
   submit(request: EngineRequest): void;
   /** The rollout's samples leave before the next forward; unknown ids are ignored. */
   cancel(id: string): void;
+  /** The receiver of `frames` events has dealt with so many frames of a candidate. */
+  taken(id: string, candidate: number, frames: number): void;
   /** Runs until `stop`; rejects at the first fault of a graph, after which the engine is not to be used. */
   run(): Promise<void>;
   /** Ends `run` before the next forward, whatever is in hand. */
@@ -76,6 +82,8 @@ export interface LoopOptions {
   readonly emit: (event: EngineEvent) => void;
   /** Called after each run of a graph. */
   readonly onRun: () => void;
+  /** Called with false when there is nothing to run, with true when there is again. */
+  readonly onBusy: (busy: boolean) => void;
   /** Milliseconds from any origin. */
   readonly now: () => number;
 }
@@ -162,6 +170,7 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
         : given(rows[i]?.["block_latents"]);
       applyBlock(sample, blockLatents, frames);
       const { rolloutId: id, candidate } = sample.spec;
+      sample.framesAhead += manifest.shapes.block_frames;
       if (rollouts.has(id)) emit({ type: "frames", id, candidate, frames: bytesOf(frames).slice() });
     }
   }
@@ -181,11 +190,13 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
     live = live.filter((sample) => !sample.finished);
   }
 
-  /** Until there is a request or a stop. Nothing can come in between the caller's look and this. */
-  function sleep(): Promise<void> {
-    return new Promise((resolve) => {
+  /** Until a request, taken frames or a stop. Nothing can come in between the caller's look and this. */
+  async function sleep(): Promise<void> {
+    options.onBusy(false);
+    await new Promise<void>((resolve) => {
       state.wake = resolve;
     });
+    options.onBusy(true);
   }
 
   return {
@@ -208,11 +219,19 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
       emit({ type: "cancelled", id });
     },
 
+    taken(id, candidate, frames) {
+      const sample = live.find(({ spec }) => spec.rolloutId === id && spec.candidate === candidate);
+      if (sample) sample.framesAhead -= frames;
+      state.wake?.();
+    },
+
     async run() {
+      options.onBusy(true);
       while (!state.stopped) {
         await admit();
+        const ready = live.filter(({ framesAhead }) => framesAhead < FRAMES_AHEAD_MAX);
         const plan = planForward(
-          live.map((sample) => ({
+          ready.map((sample) => ({
             sample,
             stage: stageOf(sample),
             rows: denoiseRowsOf(sample),
@@ -221,7 +240,8 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
           samplesMax,
         );
         if (plan === null) {
-          if (rollouts.size === 0) await sleep();
+          // A rollout that came during `admit` is not live yet.
+          if (rollouts.size === 0 || live.length > 0) await sleep();
           continue;
         }
         await runStage[plan.stage](plan.samples.map(({ sample }) => sample));

@@ -8,13 +8,17 @@ export interface ThreadData {
   readonly bundleDir: string;
   readonly manifest: Manifest;
   readonly providers: readonly string[];
-  /** One shared counter of graph runs: how the main thread sees that the engine lives, without a message a run. */
+  /** Shared, so that the main thread sees that the engine lives without a message a run; see PULSE. */
   readonly pulse: Int32Array;
 }
+
+/** Places in `pulse`: how many graphs were run; 1 while there is something to run. */
+export const PULSE = { runs: 0, busy: 1 } as const;
 
 export type ToThread =
   | { readonly type: "submit"; readonly request: EngineRequest }
   | { readonly type: "cancel"; readonly id: string }
+  | { readonly type: "taken"; readonly id: string; readonly candidate: number; readonly frames: number }
   | { readonly type: "stop" };
 
 export type FromThread =

@@ -5,7 +5,7 @@
  * Nobody starves: encoding and decoding happen a fixed number of times between denoising steps, the number of live
  * samples is limited, and within a stage the oldest always has its place.
  */
-export const STAGES_SHORTEST_FIRST = ["encode", "decode", "denoise"] as const;
+const STAGES_SHORTEST_FIRST = ["encode", "decode", "denoise"] as const;
 export type Stage = (typeof STAGES_SHORTEST_FIRST)[number];
 
 /** What the plan has to know of a live sample. */

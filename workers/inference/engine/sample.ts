@@ -50,6 +50,8 @@ export interface Sample {
   /** Noise of this chunk, `[chunk_size, ...noise_shape]`. */
   noise: Float32Array;
   noisy: Tensor;
+  /** Frames given away that the receiver has not taken yet. */
+  framesAhead: number;
   finished: boolean;
 }
 
@@ -77,6 +79,7 @@ export function createSample(spec: SampleSpec, { shapes, actions }: Manifest): S
     latents: nothing,
     noise: nothing.data,
     noisy: nothing,
+    framesAhead: 0,
     finished: false,
   };
   beginChunk(sample, 0, spec.start);

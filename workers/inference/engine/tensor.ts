@@ -81,6 +81,6 @@ export function createStacker(): Stacker {
   };
 }
 
-export function sameDims(a: readonly number[], b: readonly number[]): boolean {
+function sameDims(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((dim, i) => dim === b[i]);
 }

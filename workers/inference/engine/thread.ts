@@ -8,7 +8,7 @@ import { parentPort, workerData } from "node:worker_threads";
 import { createCounters } from "./counters.ts";
 import { checkBundle, warmUp } from "./graphs.ts";
 import { createLoop } from "./loop.ts";
-import type { FromThread, ThreadData, ToThread } from "./messages.ts";
+import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
 import { openOnnxGraphs } from "./onnx.ts";
 
 assert(parentPort, "this is the entry of a worker thread");
@@ -28,7 +28,8 @@ const loop = await createLoop({
     const message: FromThread = { type: "event", event, stats: counters };
     port.postMessage(message, event.type === "frames" ? [event.frames.buffer as ArrayBuffer] : []); // never shared memory
   },
-  onRun: () => Atomics.add(pulse, 0, 1),
+  onRun: () => Atomics.add(pulse, PULSE.runs, 1),
+  onBusy: (busy) => Atomics.store(pulse, PULSE.busy, busy ? 1 : 0),
   now: () => performance.now(),
 });
 
@@ -38,6 +39,8 @@ port.on("message", (message: ToThread) => {
       return loop.submit(message.request);
     case "cancel":
       return loop.cancel(message.id);
+    case "taken":
+      return loop.taken(message.id, message.candidate, message.frames);
     case "stop":
       return loop.stop();
   }

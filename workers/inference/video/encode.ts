@@ -9,7 +9,7 @@ import { PassThrough } from "node:stream";
 
 import ffmpeg from "fluent-ffmpeg";
 
-import { settlesWithin } from "#queue/bounded.ts";
+import { settlesWithin } from "#platform/bounded.ts";
 
 import type { Slots } from "../slots.ts";
 
@@ -29,15 +29,18 @@ export interface VideoOptions {
   readonly width: number;
   readonly height: number;
   readonly fps: number;
-  /** Exactly as many are expected. They also bound what is held in memory when the engine is ahead of ffmpeg. */
+  /** Exactly as many are expected. */
   readonly frames: number;
   /** Processes that may run at once. */
   readonly slots: Slots;
 }
 
 export interface VideoEncoding {
-  /** Takes one or more whole frames, `height × width × 3` bytes each. */
-  write(frames: Uint8Array): void;
+  /**
+   * Takes one or more whole frames, `height × width × 3` bytes each. Resolves when ffmpeg has them, or will take no
+   * more; whoever writes on without waiting has them kept in memory. Never rejects.
+   */
+  write(frames: Uint8Array): Promise<void>;
   /** After the last frame: resolves when the file is complete. Rejects VideoError; then there is no file to use. */
   finish(): Promise<void>;
   /** Ends ffmpeg; resolves when it is gone. Harmless after `finish`. */
@@ -84,7 +87,11 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
     write(frames) {
       bytesWritten += frames.byteLength;
       assert(bytesWritten <= framesExpected * width * height * 3, "more frames than the video has");
-      if (!input.destroyed) input.write(frames);
+      if (input.destroyed) return Promise.resolve();
+      return new Promise((resolve) => {
+        input.write(frames, () => resolve());
+        void ended.then(resolve);
+      });
     },
 
     async finish() {

@@ -28,7 +28,7 @@ export const golden = JSON.parse(readFileSync(join(DIR, "manifest.json"), "utf8"
 export type GoldenRollout = GoldenManifest["rollouts"][number];
 
 /** A file of the golden set; throws when it is not the one that the manifest describes. */
-export function goldenFile(rollout: GoldenRollout, name: string): Buffer {
+function goldenFile(rollout: GoldenRollout, name: string): Buffer {
   const path = `${rollout.name}/${name}`;
   const body = readFileSync(join(DIR, path));
   const sha256 = createHash("sha256").update(body).digest("hex");

@@ -1,6 +1,6 @@
 /** Writes small ONNX models, so that tests can have graphs that do what they need: the few protobuf fields they use. */
 export type Dim = number | "B";
-export type ElementType = "float32" | "uint8" | "int64" | "bool";
+type ElementType = "float32" | "uint8" | "int64" | "bool";
 
 export interface ValueSpec {
   readonly name: string;
@@ -8,7 +8,7 @@ export interface ValueSpec {
   readonly dims: readonly Dim[];
 }
 
-export interface NodeSpec {
+interface NodeSpec {
   readonly op: string;
   readonly in: readonly string[];
   readonly out: readonly string[];

@@ -18,7 +18,7 @@ import { createTestDatabase, silentLog } from "#test/support/postgres.ts";
 import { eventually } from "./eventually.ts";
 import { CHUNK, SIDE, TINY, writeTinyBundle } from "./tiny-bundle.ts";
 
-export interface JobOptions {
+interface JobOptions {
   /** One a candidate: every action of it has this value. */
   readonly actions?: readonly number[];
   readonly chunks?: number;

@@ -1,11 +1,35 @@
-/** Which process listens on a TCP port, so that "port in use" can say who. Best effort: needs /proc. */
+/** TCP ports: a free one, and who has one that is not. */
 import { readdir, readFile, readlink } from "node:fs/promises";
+import { createServer } from "node:net";
 
 import { processInfo } from "#platform/processes.ts";
 
+const LOOPBACK = "127.0.0.1";
+/** How /proc/net/tcp writes the state. */
 const LISTEN = "0A";
 
-/** Such as `node server.js (process 4711)`; null when it cannot be found out. */
+/** A port on loopback that nobody listens on at the moment. */
+export function freePort(): Promise<number> {
+  return listenFor(0, LOOPBACK).then((port) => port ?? Promise.reject(new Error("no port is free")));
+}
+
+export async function isFree(port: number, host = LOOPBACK): Promise<boolean> {
+  return (await listenFor(port, host)) !== null;
+}
+
+/** The port that could be listened on, or null. */
+function listenFor(port: number, host: string): Promise<number | null> {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once("error", () => resolve(null));
+    server.listen(port, host, () => {
+      const address = server.address();
+      server.close(() => resolve(address !== null && typeof address === "object" ? address.port : null));
+    });
+  });
+}
+
+/** Who listens on a port, as far as /proc tells: such as `node server.js (process 4711)`; null when it cannot be found out. */
 export async function findPortHolder(port: number): Promise<string | null> {
   const inodes = await listeningSockets(port);
   if (inodes.size === 0) return null;

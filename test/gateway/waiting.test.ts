@@ -1,0 +1,246 @@
+/** Calls that stop waiting: the caller goes away, the deadline passes, the server stops. Always refunded first. */
+import { once } from "node:events";
+import { connect, type Socket } from "node:net";
+
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+
+import { mils } from "#contract/mils.ts";
+import { DEFAULT_BOUNDS } from "#gateway/gateway-parts.ts";
+import type { CreatedKey } from "#keys/keys.ts";
+import { verifyLedger } from "#ledger/verify.ts";
+import type { Signal } from "#queue/signals.ts";
+
+import { booksOf, eventually } from "./support/books.ts";
+import { FORM_TYPE, formBody, type Part, postForm, predictParts, rolloutParts } from "./support/requests.ts";
+import { startTestGateway, type TestGateway } from "./support/test-gateway.ts";
+
+let t: TestGateway;
+let url: URL;
+let key: CreatedKey;
+const signals: Signal[] = [];
+const deleted: string[] = [];
+
+beforeAll(async () => {
+  t = await startTestGateway();
+  url = new URL((await t.listen()).url);
+  const deleteBlob = t.blobs.delete;
+  t.blobs.delete = (name) => {
+    deleted.push(name);
+    return deleteBlob(name);
+  };
+  await t.queues.signals.subscribe(["cancel"], (signal) => void signals.push(signal));
+});
+afterAll(async () => {
+  expect(await verifyLedger(t.db)).toEqual([]);
+  await t.stop();
+});
+beforeEach(async () => {
+  key = await t.newKey(mils(245));
+  signals.length = 0;
+  deleted.length = 0;
+});
+afterEach(() => {
+  t.worker.fate = "succeed";
+});
+
+/** Sends a request on a socket of its own and leaves the answer to the test. */
+async function send(path: string, parts: readonly Part[], headers: Record<string, string> = {}): Promise<Socket> {
+  const body = formBody(parts);
+  const socket = connect(Number(url.port), url.hostname);
+  await once(socket, "connect");
+  const lines = {
+    Host: url.host,
+    Authorization: `Bearer ${key.api_key}`,
+    "Content-Type": FORM_TYPE,
+    "Content-Length": String(body.length),
+    ...headers,
+  };
+  const head = Object.entries(lines).map(([name, value]) => `${name}: ${value}\r\n`);
+  socket.write(`POST ${path} HTTP/1.1\r\n${head.join("")}\r\n`);
+  socket.write(body);
+  return socket;
+}
+
+interface Row {
+  readonly id: string;
+  readonly status: string;
+}
+const rows = (): Promise<Row[]> =>
+  t.db.query<Row>(`SELECT id, status FROM rollouts WHERE customer_id = $1 ORDER BY created_at`, [key.customer_id]);
+const untilStatus = (status: string): Promise<Row[]> =>
+  eventually(rows, (all) => all.length > 0 && all.every((row) => row.status === status));
+
+describe("a caller that goes away", () => {
+  test.for([
+    ["/v1/predict", "hang"],
+    ["/v1/predict", "hang dispatched"],
+    ["/v1/predict/batch", "hang"],
+    ["/v1/rollouts", "hang dispatched"],
+  ] as const)("before %s finished (%s): cancelled and refunded, and the worker is told", async ([path, fate]) => {
+    t.worker.fate = fate;
+    const socket = await send(path, path === "/v1/rollouts" ? await rolloutParts("{}") : await predictParts());
+    await untilStatus(fate === "hang" ? "queued" : "dispatched");
+    expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
+    socket.destroy();
+    const [row] = await untilStatus("cancelled");
+    expect((await booksOf(t, key.customer_id)).balance).toBe(245n);
+    await eventually(
+      () => Promise.resolve(signals),
+      (all) => all.some((signal) => signal.kind === "cancel" && signal.rollout_id === row?.id),
+    );
+  });
+
+  test("while its request is still arriving: nothing happened", async () => {
+    const before = await booksOf(t, key.customer_id);
+    const body = formBody(await predictParts());
+    const socket = await send("/v1/predict", [], { "Content-Length": String(body.length) });
+    socket.write(body.subarray(0, 200));
+    socket.destroy();
+    await once(socket, "close");
+    // A whole request afterwards passes through the same code, so the first is over when this is.
+    expect((await postForm(t.app, "/v1/predict", key.api_key, [])).statusCode).toBe(422);
+    expect(await booksOf(t, key.customer_id)).toEqual(before);
+  });
+
+  test("after it finished: it stays charged, and repeating the request delivers it", async () => {
+    t.worker.fate = "hang dispatched";
+    const socket = await send("/v1/predict", await predictParts());
+    await untilStatus("dispatched");
+    // Nothing is read any more, so the answer's end never arrives; then the connection breaks.
+    socket.pause();
+    await t.worker.finishHanging();
+    const [row] = await untilStatus("succeeded");
+    await t.db.query(`UPDATE rollouts SET delivered_at = NULL WHERE id = $1`, [row?.id]);
+    socket.destroy();
+    const again = await postForm(t.app, "/v1/predict", key.api_key, await predictParts());
+    expect(again.statusCode, again.body).toBe(200);
+    expect(again.headers["x-dreamengine-rollout-id"]).toBe(row?.id);
+    expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
+  });
+
+  test("while another one waits under the same idempotency key: the rollout goes on", async () => {
+    t.worker.fate = "hang";
+    const parts = await rolloutParts("{}");
+    const header = { "Idempotency-Key": "two-callers" };
+    const first = await send("/v1/rollouts", parts, header);
+    await untilStatus("queued");
+    const second = await send("/v1/rollouts", parts, header);
+    const answer = readAnswer(second);
+    // It waits once its inputs, written before it turned out to be a repetition, are deleted again.
+    await eventually(
+      () => Promise.resolve(deleted.length),
+      (count) => count === 2,
+    );
+    first.destroy();
+    await t.worker.finishHanging();
+    expect((await answer).status).toBe(200);
+    expect((await rows()).map(({ status }) => status)).toEqual(["succeeded"]);
+  });
+
+  test("and repeats its request with the same idempotency key: it runs anew, charged once", async () => {
+    t.worker.fate = "hang";
+    const parts = await rolloutParts("{}");
+    const socket = await send("/v1/rollouts", parts, { "Idempotency-Key": "retry" });
+    await untilStatus("queued");
+    socket.destroy();
+    await untilStatus("cancelled");
+    t.worker.fate = "succeed";
+    const again = await postForm(t.app, "/v1/rollouts", key.api_key, parts, { "idempotency-key": "retry" });
+    expect(again.statusCode, again.body).toBe(200);
+    expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
+  });
+});
+
+describe("a deadline that passes", () => {
+  test.for(["hang", "hang dispatched"] as const)("is 504 after the refund (%s)", async (fate) => {
+    const hasty = await startTestGateway({ bounds: { ...DEFAULT_BOUNDS, syncDeadlineMs: 300 } });
+    try {
+      hasty.worker.fate = fate;
+      const own = await hasty.newKey(mils(245));
+      const answer = await postForm(hasty.app, "/v1/predict", own.api_key, await predictParts());
+      expect(answer.statusCode, answer.body).toBe(504);
+      expect(answer.json().error.code).toBe("deadline_exceeded");
+      expect(answer.json().detail).toMatch(/cancelled and refunded in full/);
+      expect((await booksOf(hasty, own.customer_id)).balance).toBe(245n);
+    } finally {
+      await hasty.stop();
+    }
+  });
+});
+
+describe("a lost signal", () => {
+  test("costs time, not the answer", async () => {
+    t.worker.fate = "hang dispatched";
+    const pending = postForm(t.app, "/v1/predict", key.api_key, await predictParts());
+    const [row] = await untilStatus("dispatched");
+    const publish = t.queues.signals.publish;
+    t.queues.signals.publish = async () => {};
+    try {
+      await t.worker.finishHanging();
+    } finally {
+      t.queues.signals.publish = publish;
+    }
+    expect((await pending).headers["x-dreamengine-rollout-id"]).toBe(row?.id);
+  });
+});
+
+describe("a server that stops", () => {
+  test("lets waiting calls finish, and answers new ones with 503", async () => {
+    const server = await startTestGateway({ bounds: { ...DEFAULT_BOUNDS, drainMs: 10_000 } });
+    const listening = await server.listen();
+    const own = await server.newKey(mils(245));
+    server.worker.fate = "hang";
+    const body = new Uint8Array(formBody(await predictParts()));
+    const headers = { authorization: `Bearer ${own.api_key}`, "content-type": FORM_TYPE };
+    const pending = fetch(`${listening.url}/v1/predict`, { method: "POST", body, headers });
+    await eventually(
+      () => booksOf(server, own.customer_id),
+      ({ rollouts }) => rollouts === 1,
+    );
+    const stopped = listening.stop();
+    await server.worker.finishHanging();
+    const answer = await pending;
+    expect(answer.status).toBe(200);
+    expect((await answer.arrayBuffer()).byteLength).toBe(Number(answer.headers.get("content-length")));
+    await stopped;
+    await server.stop();
+  });
+
+  test("cancels and refunds what does not finish in time", async () => {
+    const server = await startTestGateway({ bounds: { ...DEFAULT_BOUNDS, drainMs: 100 } });
+    const listening = await server.listen();
+    const own = await server.newKey(mils(245));
+    server.worker.fate = "hang dispatched";
+    const body = new Uint8Array(formBody(await predictParts()));
+    const headers = { authorization: `Bearer ${own.api_key}`, "content-type": FORM_TYPE };
+    const pending = fetch(`${listening.url}/v1/predict`, { method: "POST", body, headers });
+    await eventually(
+      () => booksOf(server, own.customer_id),
+      ({ rollouts }) => rollouts === 1,
+    );
+    const started = Date.now();
+    await listening.stop();
+    expect(Date.now() - started).toBeLessThan(5_000);
+    const answer = await pending;
+    expect(answer.status).toBe(503);
+    expect(((await answer.json()) as { error: { code: string } }).error.code).toBe("shutting_down");
+    expect((await booksOf(server, own.customer_id)).balance).toBe(245n);
+    await server.stop();
+  });
+
+  test("tells new requests so, with a request id", async () => {
+    const server = await startTestGateway();
+    server.gateway.drain();
+    const answer = await server.app.inject({ url: "/healthz" });
+    expect(answer.statusCode).toBe(503);
+    expect(answer.json().error.code).toBe("shutting_down");
+    expect(answer.headers["x-dreamengine-request-id"]).toMatch(/^req_/);
+    await server.stop();
+  });
+});
+
+async function readAnswer(socket: Socket): Promise<{ status: number }> {
+  const [first] = (await once(socket, "data")) as [Buffer];
+  socket.destroy();
+  return { status: Number(/^HTTP\/1\.1 (\d+)/.exec(first.toString("latin1"))?.[1]) };
+}
