@@ -87,6 +87,8 @@ async function main(): Promise<void> {
   }
 }
 
+const percent = (share: number | null): string => (share === null ? "" : `${(100 * share).toFixed(1)} %`);
+
 async function measure(variants: readonly [Variant, RunOne][], numSteps: number, callers: number) {
   const perSecond = new Map<Variant, number[]>();
   const count = callers === 1 ? ROLLOUTS_PER_ROUND.one : ROLLOUTS_PER_ROUND.saturated;
@@ -121,7 +123,6 @@ async function measure(variants: readonly [Variant, RunOne][], numSteps: number,
       share_of_everything: 1 - rate / bare,
       share_without_encoding: name.startsWith("full") ? 1 - rate / encoded : null,
     };
-    const percent = (share: number | null): string => (share === null ? "" : `${(100 * share).toFixed(1)} %`);
     console.log(
       `| ${name} | ${rate.toFixed(2)} | ${(1000 / rate).toFixed(0)} ms | ${percent(row.share_of_everything)} | ` +
         `${percent(row.share_without_encoding)} |`,
@@ -143,7 +144,7 @@ async function encoding(engine: Engine, inputs: Inputs, workDir: string): Promis
   return async (seed, numSteps) => {
     const file = join(workDir, `${seed}.mp4`);
     const video = startEncoding({ ffmpegPath, file, width, height, fps, frames, slots });
-    video.write(inputs.pixels);
+    await video.write(inputs.pixels);
     await engine.submit(requestOf(inputs, seed, numSteps), (_, pixels) => video.write(pixels)).done;
     await video.finish();
   };

@@ -5,6 +5,7 @@
  */
 import { jobIdOf } from "#contract/ids.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import { within } from "#platform/bounded.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
@@ -19,6 +20,8 @@ import { chooseNext, estimateHeld } from "./policy.ts";
 
 /** In case a signal was lost. */
 const DISPATCH_EVERY_MS = 1_000;
+/** A queue that is away keeps its callers waiting; what was committed and not added is the sweep's by then. */
+const QUEUE_TIMEOUT_MS = 5_000;
 /** Rows looked at in one go; a full target of the largest fleet fits. */
 const BACKLOG_ROWS_MAX = 200;
 
@@ -67,7 +70,7 @@ async function dispatchModel(manifest: Manifest, options: DispatcherOptions, sig
   const workers = options.liveWorkers(model);
   const held =
     workers === null
-      ? estimateHeld(inFlight, (await queue.counts()).waiting, perWorker)
+      ? estimateHeld(inFlight, (await within(QUEUE_TIMEOUT_MS, "count jobs", queue.counts())).waiting, perWorker)
       : // A fleet that is still starting gets one worker's load: it finds work when it is warm.
         Math.max(1, workers) * perWorker;
   const waiting = backlog.map((row) => ({ id: row.id, k: row.k, deadline_ms: row.deadline_at.getTime() }));
@@ -77,7 +80,8 @@ async function dispatchModel(manifest: Manifest, options: DispatcherOptions, sig
   const ids = chosen.map((row) => row.id);
   for (const rollout of await markDispatched(db, epoch, ids)) {
     const priority = PRIORITY_OF_LANE[rollout.lane];
-    await queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout), { priority });
+    const added = queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout), { priority });
+    await within(QUEUE_TIMEOUT_MS, "add predict job", added);
     metrics.dispatched.inc({ model });
   }
 }

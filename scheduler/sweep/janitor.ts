@@ -26,7 +26,6 @@ export interface JanitorOptions {
 }
 
 export function startJanitor(options: JanitorOptions): Loop {
-  let round = 0;
   return startLoop({
     name: "clean",
     everyMs: CLEAN_EVERY_MS,
@@ -35,7 +34,8 @@ export function startJanitor(options: JanitorOptions): Loop {
       const { db, epoch, clock } = options;
       await deleteOldIdempotencyKeys(db, epoch, new Date(clock.now() - IDEMPOTENCY_KEPT_MS), KEYS_PER_ROUND_MAX);
       await deleteDeadLeases(db, DEAD_LEASE_KEPT_MS);
-      await deleteOrphans(partPrefix(round++), options, signal);
+      // Counted by the clock, so that schedulers that come and go still get through all parts.
+      await deleteOrphans(partPrefix(Math.floor(clock.now() / CLEAN_EVERY_MS)), options, signal);
     },
   });
 }

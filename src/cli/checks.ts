@@ -78,7 +78,10 @@ async function checkDisk({ DATA_DIR }: Config): Promise<string> {
 }
 
 async function checkFfmpeg({ FFMPEG_PATH }: Config): Promise<string> {
-  return findFfmpeg(FFMPEG_PATH);
+  return findFfmpeg(FFMPEG_PATH).catch((error: unknown) => {
+    const advice = FFMPEG_PATH === undefined ? "set FFMPEG_PATH to another one" : "unset FFMPEG_PATH to use npm's";
+    throw new UserError(`${messageOf(error)}; ${advice}`, { cause: error });
+  });
 }
 
 async function checkModels({ MODELS_DIR }: Config): Promise<string> {
@@ -109,7 +112,8 @@ async function checkPort({ PORT, HOST, DATA_DIR }: Config): Promise<string> {
 async function checkRedis({ REDIS_URL }: Config): Promise<string> {
   if (REDIS_URL === undefined) return "not configured, the queue lives in PostgreSQL";
   const redis = new Redis(REDIS_URL, { lazyConnect: true, maxRetriesPerRequest: 0, connectTimeout: REDIS_TIMEOUT_MS });
-  redis.on("error", () => undefined); // the failure is in the rejected promise below
+  let reason: unknown;
+  redis.on("error", (error) => (reason = error)); // says more than the rejected promise below
   try {
     await redis.connect();
     const policy = /^maxmemory_policy:(.*)$/m.exec(await redis.info("memory"))?.[1]?.trim();
@@ -119,7 +123,7 @@ async function checkRedis({ REDIS_URL }: Config): Promise<string> {
     return "answers";
   } catch (error) {
     if (error instanceof UserError) throw error;
-    throw new UserError(`REDIS_URL does not answer (${messageOf(error)}); start it or correct the address`);
+    throw new UserError(`REDIS_URL does not answer (${messageOf(reason ?? error)}); start it or correct the address`);
   } finally {
     redis.disconnect();
   }

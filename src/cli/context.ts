@@ -1,4 +1,5 @@
 /** What every command is put together from: configuration, log, database, blobs. */
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -52,7 +53,12 @@ export function requireDatabaseUrl(config: Config): string {
 
 export const blobUrlOf = (config: Config): string => config.BLOB_URL ?? `file://${join(config.DATA_DIR, "blobs")}`;
 
-export const openBlobs = (config: Config): BlobStore => createFsBlobs(fileURLToPath(blobUrlOf(config)));
+export async function openBlobs(config: Config): Promise<BlobStore> {
+  const folder = fileURLToPath(blobUrlOf(config));
+  // Customers' videos are not for the other users of this machine. A folder that exists keeps its mode.
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  return createFsBlobs(folder);
+}
 
 /** For commands that do one thing and end: quiet unless asked, and everything is closed whatever happens. */
 export async function withDatabase<T>(run: (open: OpenDatabase, config: Config) => Promise<T>): Promise<T> {

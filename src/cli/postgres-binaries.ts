@@ -124,6 +124,8 @@ function finish(
   return new Promise((resolveRun, reject) => {
     const child = spawn(path, args, {
       ...options,
+      // A process group of its own: Ctrl-C in the terminal is for us, and must not tear an initdb in two.
+      detached: true,
       env: { PATH: process.env["PATH"], LC_ALL: "C", TZ: "UTC" },
       stdio: ["ignore", "pipe", "pipe"],
     });

@@ -22,7 +22,7 @@ export type Connection = Static<typeof Connection>;
 const connectionSchema = Compile(Connection);
 
 /** Superuser of the cluster and owner of everything in it. */
-export const OWNER = "dream_engine";
+const OWNER = "dream_engine";
 const DATABASE = "postgres";
 
 /** A fresh cluster is 40 MB, its write-ahead log grows to 1 GB before it is recycled under load. */

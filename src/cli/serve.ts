@@ -13,7 +13,7 @@ export async function serve(): Promise<void> {
   const steps = createSteps();
   const system = await startSystem(config, log, steps);
   const stopWaiting = new AbortController();
-  const warm = untilWarm(system, stopWaiting.signal);
+  const warm = config.WORKERS === 0 ? Promise.resolve(false) : untilWarm(system, stopWaiting.signal);
   const first = await Promise.race([told, warm]);
   if (typeof first === "boolean") {
     if (first) steps.done("models are warm");

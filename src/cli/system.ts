@@ -23,6 +23,7 @@ import { startScheduler } from "#scheduler/scheduler.ts";
 import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 import { openBlobs, openDatabase, type Parts } from "./context.ts";
+import { poolStatesFromTraffic } from "./pool-states.ts";
 import { findPortHolder } from "./ports.ts";
 import { findRunningServer, noteRunningServer } from "./running-server.ts";
 import type { Steps } from "./steps.ts";
@@ -61,7 +62,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
 
   const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: ownerUrl, migrate: true, log });
   parts.push(["queues", queues]);
-  const blobs = openBlobs(config);
+  const blobs = await openBlobs(config);
   const registry = createRegistry("serve");
   const models = manifests.map(({ slug }) => slug);
 
@@ -91,7 +92,10 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
   });
   parts.push(["scheduler", scheduler]);
 
-  const pools = { poolStates: async () => Object.fromEntries(models.map((model) => [model, fleet.state(model)])) };
+  const pools =
+    config.WORKERS === 0
+      ? poolStatesFromTraffic(db, queues, manifests)
+      : { poolStates: async () => Object.fromEntries(models.map((model) => [model, fleet.state(model)])) };
   const gatewayLog = log.child({ part: "gateway" });
   const gateway = await startGateway({
     config,

@@ -16,6 +16,7 @@ import { predictQueue } from "#queue/queues.ts";
 
 import { createBackground } from "./background.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
+import { createByteBudget } from "./input/byte-budget.ts";
 import { createFrameNormaliser } from "./input/frame.ts";
 import { startLease } from "./lease.ts";
 import { createModels, type Model } from "./models.ts";
@@ -57,12 +58,7 @@ export interface Gateway {
   cancelWaiting(): void;
 }
 
-export async function createGateway(options: GatewayOptions): Promise<FastifyInstance> {
-  return (await assembleGateway(options)).app;
-}
-
-/** As createGateway, with the two steps by which a server stops. */
-export async function assembleGateway(options: GatewayOptions): Promise<Gateway> {
+export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const { config, db, queues, clock, random, log, registry, bounds = DEFAULT_BOUNDS } = options;
   const models = createModels(options.bundles, config.DEFAULT_MODEL);
   const stopping = new AbortController();
@@ -96,15 +92,17 @@ export async function assembleGateway(options: GatewayOptions): Promise<Gateway>
   const parts: RouteParts = {
     ...options,
     models,
-    background,
     queueOf,
     status: createServerStatus({ db, clock, models, pools: options.pools, queueOf }),
+    budget: createByteBudget(),
     normaliseFrame: createFrameNormaliser(),
     videoSecret: await sharedSecret(db, "video_url", random),
     keyed,
     paidForm: [...keyed, checkFormHeaders, createBalanceCheck(db, clock, models)],
     baseModel: (request) => baseModelOf(request) ?? models.ofBaseUrl(undefined),
-    publicUrl: (request) => config.PUBLIC_URL ?? `http://${request.host}`,
+    // Without a public URL, callers know us by the address they used; a request of HTTP/1.0 does not say it.
+    publicUrl: ({ host, socket }) =>
+      config.PUBLIC_URL ?? `http://${host || `${socket.localAddress}:${socket.localPort}`}`,
     predictor: createPredictor({
       ...options,
       waits,

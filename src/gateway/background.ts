@@ -10,12 +10,18 @@ export interface Background {
 
 export function createBackground(log: Log): Background {
   const running = new Set<Promise<void>>();
+
+  async function finish(what: string, work: () => Promise<unknown>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      log.error({ err: error }, `could not ${what}`);
+    }
+  }
+
   return {
     run(what, work) {
-      const done = work().then(
-        () => {},
-        (error: unknown) => log.error({ err: error }, `could not ${what}`),
-      );
+      const done = finish(what, work);
       running.add(done);
       void done.finally(() => running.delete(done));
     },

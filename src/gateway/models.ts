@@ -14,6 +14,7 @@ export interface Model {
 
 export interface Models {
   readonly all: readonly Model[];
+  find(slug: string): Model | undefined;
   /** The model of a base URL: `/m/<slug>`, or the bare one's. Throws ApiError(model_not_found). */
   ofBaseUrl(slug: string | undefined): Model;
   /** The model that a request names itself, else that of its base URL. Throws ApiError(unknown_model), never a 404. */
@@ -28,6 +29,7 @@ export function createModels(bundles: readonly Manifest[], defaultSlug: string |
 
   return {
     all,
+    find: (slug) => bySlug.get(slug),
     ofBaseUrl(slug = fallback) {
       const model = bySlug.get(slug);
       if (!model) throw new ApiError("model_not_found", `no model ${JSON.stringify(slug)}; this server has ${known()}`);

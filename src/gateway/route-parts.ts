@@ -4,8 +4,8 @@ import type { FastifyRequest, onRequestAsyncHookHandler } from "fastify";
 import type { JobQueue } from "#queue/job-queue.ts";
 import type { PredictJob } from "#contract/jobs.ts";
 
-import type { Background } from "./background.ts";
 import type { GatewayOptions } from "./gateway-parts.ts";
+import type { ByteBudget } from "./input/byte-budget.ts";
 import type { NormaliseFrame } from "./input/frame.ts";
 import type { Model, Models } from "./models.ts";
 import type { Predictor } from "./predict/predict.ts";
@@ -14,8 +14,8 @@ import type { ServerStatus } from "./status.ts";
 export interface RouteParts extends GatewayOptions {
   readonly models: Models;
   readonly predictor: Predictor;
+  readonly budget: ByteBudget;
   readonly normaliseFrame: NormaliseFrame;
-  readonly background: Background;
   readonly status: ServerStatus;
   /** Predict queues by model. */
   readonly queueOf: (model: string) => JobQueue<PredictJob>;

@@ -3,7 +3,7 @@ import type { AddressInfo } from "node:net";
 
 import type { Service } from "#platform/lifecycle.ts";
 
-import { assembleGateway } from "./app.ts";
+import { createGateway } from "./app.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
 
 export interface ListenOptions {
@@ -17,7 +17,7 @@ export async function startGateway(
   options: GatewayOptions & ListenOptions,
 ): Promise<Service & { readonly url: string }> {
   const { host, port, bounds = DEFAULT_BOUNDS, log } = options;
-  const gateway = await assembleGateway(options);
+  const gateway = await createGateway(options);
   const { app } = gateway;
   try {
     await app.listen({ host, port });
@@ -31,7 +31,7 @@ export async function startGateway(
 
   async function stop(): Promise<void> {
     gateway.drain();
-    const cancel = setTimeout(gateway.cancelWaiting, bounds.drainMs);
+    const cancel = setTimeout(() => gateway.cancelWaiting(), bounds.drainMs);
     // Answers to cancelled calls get a moment, then their connections go.
     const cut = setTimeout(() => app.server.closeAllConnections(), bounds.drainMs + LAST_ANSWERS_MS);
     try {

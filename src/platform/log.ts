@@ -17,7 +17,7 @@ export function withoutSecrets(text: string): string {
 /** Human-readable on a terminal, JSON lines elsewhere. `name` is the process's role. */
 export function createLog(name: string, level: LogLevel): Log {
   const destination = process.stderr.isTTY
-    ? pretty({ destination: 2, sync: true, ignore: "pid,hostname", translateTime: "HH:MM:ss.l" })
+    ? pretty({ destination: 2, sync: true, ignore: "pid,hostname,name", singleLine: true, translateTime: "HH:MM:ss" })
     : pino.destination({ dest: 2, sync: true });
   return pino(
     {

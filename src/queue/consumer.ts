@@ -80,8 +80,13 @@ export async function startConsumer<Connection, Data>({
   }
 
   async function run(id: JobId, job: Job, lock: Lock): Promise<void> {
-    if (!taking) {
+    async function letGoOf(): Promise<void> {
+      // Before it goes: this very consumer may take it again at once, and that is then another run of it.
+      inHand.delete(id);
       await putBack(job, lock);
+    }
+    if (!taking) {
+      await letGoOf();
       throw new DelayedError();
     }
     let data: Data;
@@ -102,7 +107,7 @@ export async function startConsumer<Connection, Data>({
         // updateData asks nobody whose job it is: without this, new data could reach a job that runs elsewhere by now.
         if (letGo || !(await job.extendLock(lock.token, LOCK_MS))) throw new Error(`job ${id} is no longer ours`);
         await job.updateData(next);
-        await putBack(job, lock);
+        await letGoOf();
         released = true;
       },
     });
@@ -124,7 +129,7 @@ export async function startConsumer<Connection, Data>({
     try {
       await ended;
     } finally {
-      inHand.delete(id);
+      if (inHand.get(id)?.lock === lock) inHand.delete(id);
     }
   }
 

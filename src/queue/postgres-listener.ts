@@ -22,6 +22,8 @@ export function createPostgresListener(url: string, receive: (payload: string) =
   /** What must be listened to on whichever connection is the current one. */
   const channels = new Set<string>();
   let current: Promise<Client> | undefined;
+  /** The statement before: the driver no longer queues what comes while it runs. */
+  let previous: Promise<unknown> = Promise.resolve();
   const stopped = new AbortController();
 
   async function connect(): Promise<Client> {
@@ -72,7 +74,9 @@ export function createPostgresListener(url: string, receive: (payload: string) =
         throw error;
       });
       const client = await current;
-      await client.query(`LISTEN ${channel}`);
+      const listening = previous.then(() => client.query(`LISTEN ${channel}`));
+      previous = listening.catch(() => undefined); // the caller's to handle, below
+      await listening;
     },
     async stop() {
       stopped.abort();

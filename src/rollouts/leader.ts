@@ -20,13 +20,16 @@ const LEADER_LOCK = 0x6c656164;
 export async function tryLead(db: Database, holder: string): Promise<Leadership | null> {
   // The lock lives and dies with this connection, so it is kept out of the pool's hands for the whole term.
   const client = await db.pool.connect();
-  const lost = new Promise<Error>((resolve) => {
-    client.on("error", resolve);
-    client.once("end", () => resolve(new Error("the connection that holds the scheduler's lock has ended")));
-  });
+  const { promise: lost, resolve: onLost } = Promise.withResolvers<Error>();
+  const onEnd = (): void => onLost(new Error("the connection that holds the scheduler's lock has ended"));
+  client.on("error", onLost);
+  client.on("end", onEnd);
   try {
     const locked = await client.query<{ locked: boolean }>(`SELECT pg_try_advisory_lock($1) AS locked`, [LEADER_LOCK]);
     if (locked.rows[0]?.locked !== true) {
+      // Back to the pool as it came: standbys try twice a second, on the same connection.
+      client.off("error", onLost);
+      client.off("end", onEnd);
       client.release();
       return null;
     }

@@ -25,6 +25,7 @@ beforeAll(async () => {
     apiKey: key.api_key,
     poorApiKey: poor.api_key,
     slowApiKey: slow.api_key,
+    actionRange: [-1, 1],
   });
 }, SUITE_TIMEOUT_MS);
 afterAll(() => gateway.stop());

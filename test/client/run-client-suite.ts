@@ -25,6 +25,8 @@ export interface ClientSuiteOptions {
   readonly poorApiKey: string;
   /** Limited to one request a second, burst 1. */
   readonly slowApiKey: string;
+  /** What the actions of the active model mean something in, so that different ones give different videos. */
+  readonly actionRange: readonly [min: number, max: number];
 }
 
 export interface ClientCheck {
@@ -53,6 +55,8 @@ export async function runClientSuite(options: ClientSuiteOptions): Promise<Clien
       API_KEY: options.apiKey,
       POOR_API_KEY: options.poorApiKey,
       SLOW_API_KEY: options.slowApiKey,
+      ACTIONS_MIN: String(options.actionRange[0]),
+      ACTIONS_MAX: String(options.actionRange[1]),
     },
   });
   return stdout

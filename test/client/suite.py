@@ -1,7 +1,7 @@
 """Checks of the published client against a server. Run by run-client-suite.ts; prints one JSON line a check.
 
 Environment: BASE_URL; API_KEY (with credit); POOR_API_KEY (a balance that pays for nothing); SLOW_API_KEY (its rate
-limit is 1/s, burst 1).
+limit is 1/s, burst 1); ACTIONS_MIN and ACTIONS_MAX (what the active model's actions mean something in).
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from PIL import Image
 
 BASE_URL = os.environ["BASE_URL"]
 API_KEY = os.environ["API_KEY"]
+ACTIONS_MIN = float(os.environ["ACTIONS_MIN"])
+ACTIONS_MAX = float(os.environ["ACTIONS_MAX"])
 ONE_ATTEMPT = dream.RetryPolicy(max_attempts=1)
 
 client = dream.Client(api_key=API_KEY, base_url=BASE_URL)
@@ -46,7 +48,7 @@ def start_frame():
 
 
 def some_actions(seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, size=(T, DIM)).astype(np.float32)
+    return np.random.default_rng(seed).uniform(ACTIONS_MIN, ACTIONS_MAX, size=(T, DIM)).astype(np.float32)
 
 
 def npy_bytes(array):
@@ -135,8 +137,8 @@ def keeps_every_digit_of_a_seed():
 
 def predicts_a_batch_in_order():
     before = balance()
-    candidates = np.stack([some_actions(10 + k) for k in range(4)])
-    candidates[:, 0, 0] = [-0.9, -0.3, 0.3, 0.9]
+    levels = np.linspace(ACTIONS_MIN, ACTIONS_MAX, 4, dtype=np.float32)
+    candidates = np.stack([np.full((T, DIM), level) for level in levels])[[2, 0, 3, 1]]
     batch = handle.predict_batch(start_frame=start_frame(), actions=candidates, seed=1)
     assert batch.batch_size == 4 and len(batch) == 4
     assert abs(batch.cost_usd - 4 * CHARGE_MILS / 10_000) < 1e-9
@@ -200,7 +202,9 @@ def shows_balance_and_transactions():
     assert newest.balance_after_mils == shown.balance_mils
     assert f"{handle.slug} · {FRAMES} frames" in newest.detail, newest.detail
     assert newest.ts > 1_700_000_000 and newest.id
-    assert [row.ts for row in rows] == sorted((row.ts for row in rows), reverse=True)
+    # Newest first: each balance is the one before it and its own amount.
+    for newer, older in zip(rows, rows[1:]):
+        assert newer.balance_after_mils == older.balance_after_mils + newer.amount_mils, (newer, older)
     assert len(client.billing.transactions(limit=5000)) <= 200
 
 

@@ -67,6 +67,7 @@ describe("npm start on the data that the demo left", () => {
       apiKey: key.api_key,
       poorApiKey: poor.api_key,
       slowApiKey: slow.api_key,
+      actionRange: [0, 512],
     });
   }, SUITE_TIMEOUT_MS);
 

@@ -225,10 +225,10 @@ describe("health", () => {
   });
 });
 
-describe("metrics", () => {
-  const metrics = (headers: Record<string, string>, remoteAddress = "127.0.0.1", app = t.app) =>
-    app.inject({ url: "/metrics", headers, remoteAddress });
+const metrics = (headers: Record<string, string>, remoteAddress = "127.0.0.1", app = t.app) =>
+  app.inject({ url: "/metrics", headers, remoteAddress });
 
+describe("metrics", () => {
   test("with an operator token are for whoever has it", async () => {
     expect((await metrics({})).statusCode).toBe(401);
     expect((await metrics({ authorization: "Bearer wrong" })).statusCode).toBe(401);

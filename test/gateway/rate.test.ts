@@ -1,6 +1,7 @@
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
+import { createByteBudget } from "#gateway/input/byte-budget.ts";
 import { decideRate, type RatePolicy, windowSeconds } from "#gateway/gcra.ts";
 import { createRateLimiter } from "#gateway/rate-limiter.ts";
 
@@ -109,4 +110,12 @@ describe("the limiter", () => {
     limiter.take("d", policy); // both are in use: the older one goes
     expect(limiter.take("d", policy).allowed).toBe(false);
   });
+});
+
+test("bodies are held up to a limit, and room comes back", () => {
+  const budget = createByteBudget(100);
+  budget.take(60);
+  expect(() => budget.take(41)).toThrow("too many uploads at once");
+  budget.give(60);
+  budget.take(100);
 });

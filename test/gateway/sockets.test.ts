@@ -2,8 +2,11 @@
 import { once } from "node:events";
 import { connect } from "node:net";
 
+import { Registry } from "prom-client";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
+import { SYNC_DEADLINE_MS } from "#contract/limits.ts";
+import { startGateway } from "#gateway/server.ts";
 import type { CreatedKey } from "#keys/keys.ts";
 
 import { booksOf } from "./support/books.ts";
@@ -79,6 +82,19 @@ test("a wrong key is answered without waiting for the body", async () => {
   expect(await talk(head, "malformed_key")).toMatch(/^HTTP\/1.1 401 /);
 });
 
+test("no connection can be held for ever, and none is cut during the longest wait", () => {
+  const { requestTimeout, headersTimeout, timeout, keepAliveTimeout } = t.app.server;
+  expect(requestTimeout).toBeGreaterThan(0);
+  expect(headersTimeout).toBeGreaterThan(0);
+  expect(timeout).toBeGreaterThan(SYNC_DEADLINE_MS);
+  expect(keepAliveTimeout).toBeGreaterThan(60_000);
+});
+
+test("a port that is taken is said so, with its code", async () => {
+  const start = startGateway({ ...t.options, registry: new Registry(), host: url.hostname, port: Number(url.port) });
+  await expect(start).rejects.toMatchObject({ code: "EADDRINUSE" });
+});
+
 describe("videos by signed link", () => {
   let link: URL;
   let whole: Buffer;
@@ -87,11 +103,6 @@ describe("videos by signed link", () => {
     link = new URL(made.video_url);
     whole = Buffer.from(await (await fetch(link)).arrayBuffer());
   });
-  const fetchRollout = async (): Promise<{ id: string; video_url: string }> => {
-    const answer = await postForm(t.app, "/v1/rollouts", key.api_key, await rolloutParts("{}"), { host: url.host });
-    return answer.json();
-  };
-
   test("are served whole, for as long as the link lasts", async () => {
     const answer = await fetch(link);
     expect(answer.status).toBe(200);
@@ -167,3 +178,8 @@ describe("videos by signed link", () => {
     expect(((await answer.json()) as { detail: string }).detail).toBe("this video is not stored any more");
   });
 });
+
+async function fetchRollout(): Promise<{ id: string; video_url: string }> {
+  const answer = await postForm(t.app, "/v1/rollouts", key.api_key, await rolloutParts("{}"), { host: url.host });
+  return answer.json();
+}

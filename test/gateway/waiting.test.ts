@@ -7,8 +7,8 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { mils } from "#contract/mils.ts";
 import { DEFAULT_BOUNDS } from "#gateway/gateway-parts.ts";
 import type { CreatedKey } from "#keys/keys.ts";
-import { verifyLedger } from "#ledger/verify.ts";
 import type { Signal } from "#queue/signals.ts";
+import { assertBooksBalance } from "#test/support/ledger.ts";
 
 import { booksOf, eventually } from "./support/books.ts";
 import { FORM_TYPE, formBody, type Part, postForm, predictParts, rolloutParts } from "./support/requests.ts";
@@ -17,21 +17,24 @@ import { startTestGateway, type TestGateway } from "./support/test-gateway.ts";
 let t: TestGateway;
 let url: URL;
 let key: CreatedKey;
+/** A video that is still on its way when its caller has seen the first of it. */
+const MORE_THAN_SOCKETS_HOLD = 32 * 1024 * 1024;
+
 const signals: Signal[] = [];
 const deleted: string[] = [];
 
 beforeAll(async () => {
   t = await startTestGateway();
   url = new URL((await t.listen()).url);
-  const deleteBlob = t.blobs.delete;
+  const remove = t.blobs.delete.bind(t.blobs);
   t.blobs.delete = (name) => {
     deleted.push(name);
-    return deleteBlob(name);
+    return remove(name);
   };
   await t.queues.signals.subscribe(["cancel"], (signal) => void signals.push(signal));
 });
 afterAll(async () => {
-  expect(await verifyLedger(t.db)).toEqual([]);
+  await assertBooksBalance(t.db);
   await t.stop();
 });
 beforeEach(async () => {
@@ -102,20 +105,38 @@ describe("a caller that goes away", () => {
     expect(await booksOf(t, key.customer_id)).toEqual(before);
   });
 
-  test("after it finished: it stays charged, and repeating the request delivers it", async () => {
+  test("after it finished, before it has the whole video: it stays charged, and repeating the request delivers it", async () => {
     t.worker.fate = "hang dispatched";
+    t.worker.paddingBytes = MORE_THAN_SOCKETS_HOLD;
     const socket = await send("/v1/predict", await predictParts());
     await untilStatus("dispatched");
-    // Nothing is read any more, so the answer's end never arrives; then the connection breaks.
-    socket.pause();
+    const beginning = once(socket, "data");
     await t.worker.finishHanging();
     const [row] = await untilStatus("succeeded");
-    await t.db.query(`UPDATE rollouts SET delivered_at = NULL WHERE id = $1`, [row?.id]);
+    await beginning;
     socket.destroy();
+    t.worker.paddingBytes = 0;
+
     const again = await postForm(t.app, "/v1/predict", key.api_key, await predictParts());
-    expect(again.statusCode, again.body).toBe(200);
+    expect(again.statusCode).toBe(200);
     expect(again.headers["x-dreamengine-rollout-id"]).toBe(row?.id);
+    expect(again.rawPayload.length).toBeGreaterThan(MORE_THAN_SOCKETS_HOLD);
     expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
+    // Now it has arrived: the same once more is a new rollout, for which there is no money.
+    expect((await postForm(t.app, "/v1/predict", key.api_key, await predictParts())).statusCode).toBe(402);
+  });
+
+  test("is not one that is still being sent its video: the same payload meanwhile is a second rollout", async () => {
+    t.worker.paddingBytes = MORE_THAN_SOCKETS_HOLD;
+    const first = await send("/v1/predict", await predictParts());
+    await once(first, "data");
+    first.pause();
+    t.worker.paddingBytes = 0;
+    // On the same server, which knows what it is sending.
+    const second = await send("/v1/predict", await predictParts());
+    expect((await readAnswer(second)).status).toBe(402);
+    expect((await rows()).map(({ status }) => status)).toEqual(["succeeded"]);
+    first.destroy();
   });
 
   test("while another one waits under the same idempotency key: the rollout goes on", async () => {
@@ -146,7 +167,7 @@ describe("a caller that goes away", () => {
     await untilStatus("cancelled");
     t.worker.fate = "succeed";
     const again = await postForm(t.app, "/v1/rollouts", key.api_key, parts, { "idempotency-key": "retry" });
-    expect(again.statusCode, again.body).toBe(200);
+    expect(again.statusCode).toBe(200);
     expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
   });
 });
@@ -158,7 +179,7 @@ describe("a deadline that passes", () => {
       hasty.worker.fate = fate;
       const own = await hasty.newKey(mils(245));
       const answer = await postForm(hasty.app, "/v1/predict", own.api_key, await predictParts());
-      expect(answer.statusCode, answer.body).toBe(504);
+      expect(answer.statusCode).toBe(504);
       expect(answer.json().error.code).toBe("deadline_exceeded");
       expect(answer.json().detail).toMatch(/cancelled and refunded in full/);
       expect((await booksOf(hasty, own.customer_id)).balance).toBe(245n);
@@ -168,12 +189,69 @@ describe("a deadline that passes", () => {
   });
 });
 
+describe("a database that goes away", () => {
+  test.for([true, false])("in the middle of the debit (which then counts: %s): 503, and refunded", (after) =>
+    withBreaking(
+      (text) => text.includes("INSERT INTO rollouts"),
+      after,
+      async (own) => {
+        own.worker.fate = "hang";
+        const caller = await own.newKey(mils(245));
+        const answer = await postForm(own.app, "/v1/predict", caller.api_key, await predictParts());
+        expect(answer.statusCode).toBe(503);
+        expect(answer.json().error.code).toBe("ledger_unavailable");
+        await eventually(
+          () => booksOf(own, caller.customer_id),
+          ({ balance }) => balance === 245n,
+        );
+      },
+    ),
+  );
+
+  test("while a call waits: waited out", () =>
+    withBreaking(
+      (text) => text.includes("WHERE id = $1 AND customer_id = $2"),
+      false,
+      async (own) => {
+        const caller = await own.newKey(mils(245));
+        const answer = await postForm(own.app, "/v1/predict", caller.api_key, await predictParts());
+        expect(answer.statusCode).toBe(200);
+      },
+    ));
+
+  test("while an unwanted rollout is cancelled: cancelled a little later", () =>
+    withBreaking(
+      (text) => text.includes("frames_delivered = least"),
+      false,
+      async (own) => {
+        own.worker.fate = "hang";
+        const server = await own.listen();
+        const caller = await own.newKey(mils(245));
+        const leave = new AbortController();
+        const body = new Uint8Array(formBody(await predictParts()));
+        const headers = { authorization: `Bearer ${caller.api_key}`, "content-type": FORM_TYPE };
+        const pending = fetch(`${server.url}/v1/predict`, { method: "POST", body, headers, signal: leave.signal });
+        await eventually(
+          () => booksOf(own, caller.customer_id),
+          ({ balance }) => balance === 0n,
+        );
+        leave.abort();
+        await expect(pending).rejects.toThrow(/abort/);
+        await eventually(
+          () => booksOf(own, caller.customer_id),
+          ({ balance }) => balance === 245n,
+        );
+        await server.stop();
+      },
+    ));
+});
+
 describe("a lost signal", () => {
   test("costs time, not the answer", async () => {
     t.worker.fate = "hang dispatched";
     const pending = postForm(t.app, "/v1/predict", key.api_key, await predictParts());
     const [row] = await untilStatus("dispatched");
-    const publish = t.queues.signals.publish;
+    const publish = t.queues.signals.publish.bind(t.queues.signals);
     t.queues.signals.publish = async () => {};
     try {
       await t.worker.finishHanging();
@@ -243,4 +321,25 @@ async function readAnswer(socket: Socket): Promise<{ status: number }> {
   const [first] = (await once(socket, "data")) as [Buffer];
   socket.destroy();
   return { status: Number(/^HTTP\/1\.1 (\d+)/.exec(first.toString("latin1"))?.[1]) };
+}
+
+/** Fails the statements that `breaks` picks; `after` lets them take effect first, as a broken connection may. */
+async function withBreaking(breaks: (text: string) => boolean, after: boolean, use: (g: TestGateway) => Promise<void>) {
+  let left = 1;
+  const own = await startTestGateway({}, (db) => ({
+    ...db,
+    async query(text, params) {
+      const broken = left > 0 && breaks(text);
+      if (broken) left -= 1;
+      if (broken && !after) throw new Error("Connection terminated unexpectedly");
+      const rows = await db.query<never>(text, params);
+      if (broken) throw new Error("Connection terminated unexpectedly");
+      return rows;
+    },
+  }));
+  try {
+    await use(own);
+  } finally {
+    await own.stop();
+  }
 }

@@ -35,6 +35,17 @@ test("one leads at a time, and each term has a higher epoch", async () => {
   await second.resign();
 });
 
+test("a standby that keeps trying leaves its pool's connections as they were", async () => {
+  const leader = await untilNotNull(() => tryLead(db, "leader"));
+  const standby = createDatabase({ url: database.url, log: silentLog, poolMax: 1 });
+  for (let attempt = 0; attempt < 30; attempt++) await tryLead(standby, "standby");
+  const client = await standby.pool.connect();
+  expect(client.listenerCount("error")).toBeLessThanOrEqual(2);
+  client.release();
+  await standby.stop();
+  await leader.resign();
+});
+
 test("a leader whose connection is cut hears of it, the next one takes over, and the old one's writes come to nothing", async () => {
   const key = await newCustomer(db);
   const rollout = await accept(db, key);

@@ -1,5 +1,5 @@
 /** What a worker process shows on /metrics beside Node's own. */
-import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+import { Counter, Histogram, type Registry } from "prom-client";
 
 import type { Timings } from "#contract/jobs.ts";
 
@@ -53,13 +53,14 @@ export function createWorkerMetrics(
   );
 
   function registerStat(name: string, help: string, label: string, read: () => Record<string, number>): void {
-    const gauge = new Gauge({
+    const counter = new Counter({
       name,
       help,
       labelNames: ["model", label],
       registers,
       collect() {
-        for (const [key, value] of Object.entries(read())) gauge.set({ model, [label]: key }, value);
+        counter.reset();
+        for (const [key, value] of Object.entries(read())) counter.inc({ model, [label]: key }, value);
       },
     });
   }

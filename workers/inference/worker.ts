@@ -3,9 +3,7 @@
  * is the order (videos, then `result.json`, then the settlement job, then the predict job is done) and who pays for an
  * engine fault: the jobs that were in the engine run once more, each alone; what fails alone, fails.
  */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { rm } from "node:fs/promises";
 
 import { Compile } from "typebox/compile";
 
@@ -25,6 +23,7 @@ import { BadInput } from "./inputs.ts";
 import type { WorkerMetrics } from "./metrics.ts";
 import { type EndReason, runRolloutJob } from "./rollout-job.ts";
 import { createSlots } from "./slots.ts";
+import { createWorkDir } from "./video/work-dir.ts";
 
 /** Progress is a hint for people who watch; more often than this nobody sees. */
 const PROGRESS_INTERVAL_MS = 250;
@@ -58,7 +57,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
   const samplesMax = manifest.engine.max_batch_samples;
   const predictions = predictQueue(queues, manifest.slug);
   const settlements = settlementQueue(queues);
-  const workDir = await mkdtemp(join(tmpdir(), "dream-engine-videos-"));
+  const workDir = await createWorkDir();
   const parts = { ...options, workDir, encoderSlots: createSlots(samplesMax) };
   const admission = createAdmission({
     samplesMax,

@@ -25,7 +25,7 @@ export interface FleetNote {
 
 /** The note of this process in `folder`; one file a fleet, so that two on one folder do not overwrite each other. */
 export async function openNote(folder: string): Promise<FleetNote> {
-  await mkdir(folder, { recursive: true });
+  await mkdir(folder, { recursive: true, mode: 0o700 });
   const self = await nameProcess(process.pid);
   const file = join(folder, `${process.pid}.json`);
   return {

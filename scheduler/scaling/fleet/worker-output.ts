@@ -1,6 +1,7 @@
 /** Passes what a worker process prints on to our log, under the worker's name. */
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
+import { stripVTControlCharacters } from "node:util";
 
 import type { Log } from "#platform/log.ts";
 
@@ -12,8 +13,12 @@ const LEVELS = { 10: "trace", 20: "debug", 30: "info", 40: "warn", 50: "error", 
 export function forwardOutput(stream: Readable, log: Log): void {
   createInterface({ input: stream, crlfDelay: Infinity }).on("line", (line) => {
     const entry = parseEntry(line);
-    if (entry) log[entry.level](entry.fields, entry.message);
-    else if (line.trim() !== "") log.warn({ output: line.slice(0, LINE_CHARS_MAX) }, "worker output");
+    if (entry) {
+      log[entry.level](entry.fields, entry.message);
+      return;
+    }
+    const text = stripVTControlCharacters(line).trim(); // native libraries print in colour
+    if (text !== "") log.warn({ output: text.slice(0, LINE_CHARS_MAX) }, "worker output");
   });
 }
 

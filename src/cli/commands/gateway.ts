@@ -29,7 +29,7 @@ export function addGateway(program: Command): void {
           port: config.PORT,
           db,
           queues,
-          blobs: openBlobs(config),
+          blobs: await openBlobs(config),
           bundles,
           pools: poolStatesFromTraffic(db, queues, bundles),
           clock: systemClock,

@@ -25,7 +25,7 @@ export function addScheduler(program: Command): void {
         const scheduler = await startScheduler({
           db,
           queues,
-          blobs: openBlobs(config),
+          blobs: await openBlobs(config),
           models: await loadManifests(config.MODELS_DIR),
           liveWorkers: () => null,
           holder: `${hostname()} ${process.pid}`,

@@ -19,7 +19,6 @@ export interface FingerprintInput {
 }
 
 export function fingerprintOf({ bundle, pixels, actions, k, params }: FingerprintInput): Buffer {
-  const digest = (bytes: Buffer): string => createHash("sha256").update(bytes).digest("hex");
   // One array as JSON: unambiguous, whatever a prompt contains.
   const everything = [
     bundle,
@@ -33,6 +32,8 @@ export function fingerprintOf({ bundle, pixels, actions, k, params }: Fingerprin
   ];
   return createHash("sha256").update(JSON.stringify(everything)).digest();
 }
+
+const digest = (bytes: Buffer): string => createHash("sha256").update(bytes).digest("hex");
 
 /** What of a bundle decides the pixels: its weights and how they are sampled; not its catalogue texts. */
 export function bundleIdentity({ slug, shapes, sampler, actions, text, graphs }: Manifest): string {

@@ -7,45 +7,69 @@ import type { FastifyRequest } from "fastify";
 import { ApiError } from "#contract/errors.ts";
 import { BODY_BYTES_MAX, CANDIDATES_MAX } from "#contract/limits.ts";
 
+import type { ByteBudget } from "./byte-budget.ts";
+
 /** A text field, decoded; `params` is the largest, and a prompt with its JSON escapes fits many times over. */
 const TEXT_BYTES_MAX = 16 * 1024;
 /** One frame, every candidate and every text field there is, with room for the message to name the excess. */
 const PARTS_MAX = CANDIDATES_MAX + 32;
 const PART_NAME_BYTES_MAX = 100;
 
-/** Which parts a route takes: `many` may be repeated, in the order in which they are meant. */
-export interface FormShape<One extends string, Many extends string, Text extends string> {
-  readonly files: readonly One[];
-  readonly repeatedFiles: readonly Many[];
+/** Which parts a route takes: `repeated` ones may come several times, in the order in which they are meant. */
+export interface FormShape<Once extends string, Repeated extends string, Text extends string> {
+  readonly once: readonly Once[];
+  readonly repeated: readonly Repeated[];
   readonly texts: readonly Text[];
 }
 
-export interface Form<One extends string, Many extends string, Text extends string> {
-  file(name: One): Buffer;
-  repeatedFile(name: Many): readonly Buffer[];
+export interface Form<Once extends string, Repeated extends string, Text extends string> {
+  file(name: Once): Buffer;
+  /** One or more. */
+  files(name: Once | Repeated): readonly Buffer[];
   /** Undefined when the field is absent or empty: an empty text field means "not given". */
   text(name: Text): string | undefined;
 }
 
-/** Throws ApiError: 413 for a body over the limit, 415 for another content type, 400 and 422 for a wrong form. */
-export async function readForm<One extends string, Many extends string, Text extends string>(
+/**
+ * Gives the form to `use`, and forgets it afterwards. Throws ApiError: 413 for a body over the limit, 400 and 422 for a
+ * wrong form, 503 when too many bodies are held already.
+ */
+export async function withForm<Once extends string, Repeated extends string, Text extends string, T>(
   request: FastifyRequest,
-  shape: FormShape<One, Many, Text>,
-): Promise<Form<One, Many, Text>> {
-  const parts = await readParts(request, [...shape.files, ...shape.repeatedFiles, ...shape.texts]);
+  shape: FormShape<Once, Repeated, Text>,
+  budget: ByteBudget,
+  use: (form: Form<Once, Repeated, Text>) => Promise<T>,
+): Promise<T> {
+  let held = 0;
+  const hold = (bytes: number): void => {
+    if (held + bytes > BODY_BYTES_MAX) throw bodyTooLarge();
+    budget.take(bytes);
+    held += bytes;
+  };
+  try {
+    return await use(formOf(await readParts(request, [...shape.once, ...shape.repeated, ...shape.texts], hold), shape));
+  } finally {
+    budget.give(held);
+  }
+}
+
+function formOf<Once extends string, Repeated extends string, Text extends string>(
+  parts: Parts,
+  { repeated }: FormShape<Once, Repeated, Text>,
+): Form<Once, Repeated, Text> {
   for (const [name, bodies] of parts) {
-    if (bodies.length > 1 && !shape.repeatedFiles.some((repeated) => repeated === name)) {
+    if (bodies.length > 1 && !repeated.some((known) => known === name)) {
       throw new ApiError("invalid_input", `${name}: expected once, got ${bodies.length} parts of this name`);
     }
   }
-  const required = (name: string): readonly Buffer[] => {
+  const required = (name: string): readonly [Buffer, ...Buffer[]] => {
     const bodies = parts.get(name);
     if (!bodies) throw new ApiError("invalid_input", `${name}: this part is required; got ${namesIn(parts)}`);
     return bodies;
   };
   return {
-    file: (name) => required(name)[0] ?? Buffer.alloc(0),
-    repeatedFile: (name) => required(name),
+    file: (name) => required(name)[0],
+    files: required,
     text(name) {
       const body = parts.get(name)?.[0];
       return body === undefined || body.length === 0 ? undefined : decodeText(body, name);
@@ -53,13 +77,16 @@ export async function readForm<One extends string, Many extends string, Text ext
   };
 }
 
-type Parts = ReadonlyMap<string, readonly Buffer[]>;
+type Parts = ReadonlyMap<string, readonly [Buffer, ...Buffer[]]>;
 
 const namesIn = (parts: Parts): string => (parts.size === 0 ? "an empty form" : [...parts.keys()].join(", "));
 
-async function readParts(request: FastifyRequest, known: readonly string[]): Promise<Parts> {
-  const parts = new Map<string, Buffer[]>();
-  let total = 0;
+async function readParts(
+  request: FastifyRequest,
+  known: readonly string[],
+  hold: (bytes: number) => void,
+): Promise<Parts> {
+  const parts = new Map<string, [Buffer, ...Buffer[]]>();
   try {
     const options = {
       // Every part is a stream of bytes, so that limits and UTF-8 are ours to check, whatever a part calls itself.
@@ -76,8 +103,7 @@ async function readParts(request: FastifyRequest, known: readonly string[]): Pro
       const chunks: Buffer[] = [];
       for await (const chunk of part.file) {
         if (!Buffer.isBuffer(chunk)) throw new TypeError("multipart gave something else than bytes");
-        total += chunk.length;
-        if (total > BODY_BYTES_MAX) throw bodyTooLarge();
+        hold(chunk.length);
         chunks.push(chunk);
       }
       const bodies = parts.get(name);

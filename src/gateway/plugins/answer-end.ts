@@ -1,7 +1,7 @@
 /** The end of an answer: whole, or cut off because the caller went away. Fastify's onResponse knows the first alone. */
 import type { FastifyInstance, FastifyRequest } from "fastify";
 
-interface AnswerEnd {
+export interface AnswerEnd {
   /** Resolves when the connection is done with this request: true when our answer went out whole. */
   readonly whole: Promise<boolean>;
   /** Aborts when the caller's connection closes before our answer is whole. */

@@ -58,13 +58,11 @@ export function addErrors(app: FastifyInstance): void {
   });
 }
 
-export function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   const known = toApiError(error);
   if (known.status >= 500) {
     request.log.error({ err: error, request_id: request.id, code: known.code }, "request failed");
   }
-  // A route may have described its success already.
-  for (const name of ["content-length", "content-type", "etag", "cache-control"]) reply.removeHeader(name);
   return reply.code(known.status).headers(known.headers).type("application/json").send(errorBody(known, request.id));
 }
 
@@ -101,23 +99,23 @@ function toApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error;
   if (isFastifyError(error)) {
     if (error.validation) return invalidField(error);
-    switch (error.statusCode) {
-      case 413:
-        return bodyTooLarge();
-      case 415:
-        return new ApiError("unsupported_media_type", "this route does not take that Content-Type; see /docs", {
-          cause: error,
-        });
-      default:
-        if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
-          return new ApiError("invalid_request", error.message, { cause: error });
-        }
+    const { statusCode = 500 } = error;
+    if (statusCode === 413) return bodyTooLarge();
+    if (statusCode === 415) {
+      return new ApiError("unsupported_media_type", "this route does not take that Content-Type; see /docs", {
+        cause: error,
+      });
     }
+    if (statusCode >= 400 && statusCode < 500) return new ApiError("invalid_request", error.message, { cause: error });
   }
   if (isDatabaseAway(error)) {
-    return new ApiError("ledger_unavailable", "the ledger cannot be reached; nothing was charged, try again", {
-      cause: error,
-    });
+    return new ApiError(
+      "ledger_unavailable",
+      "the ledger cannot be reached; what was charged for this request, if anything, is refunded",
+      {
+        cause: error,
+      },
+    );
   }
   return new ApiError("internal", "something went wrong on our side; it is logged under the request id", {
     cause: error,
@@ -143,7 +141,7 @@ function isDatabaseAway(error: unknown): boolean {
   if (/timeout exceeded when trying to connect|Connection terminated/.test(error.message)) return true;
   const code = "code" in error ? String(error.code) : "";
   return (
-    ["ECONNREFUSED", "ECONNRESET", "ENOENT", "57P01", "57P02", "57P03", "53300"].includes(code) || /^08/.test(code)
+    ["ECONNREFUSED", "ECONNRESET", "ENOENT", "57P01", "57P02", "57P03", "53300"].includes(code) || code.startsWith("08")
   );
 }
 

@@ -8,7 +8,7 @@ import { type RatePolicy, windowSeconds } from "../gcra.ts";
 import { type RateLimiter, retryAfterSeconds, tooManyRequests } from "../rate-limiter.ts";
 import { identityOf } from "./keys.ts";
 
-export const DEFAULT_RATE: RatePolicy = { per_second: 50, burst: 200 };
+const DEFAULT_RATE: RatePolicy = { per_second: 50, burst: 200 };
 
 /** A hook for routes that need a key; runs after the key check. */
 export function createKeyRateLimit(limiter: RateLimiter): onRequestAsyncHookHandler {

@@ -28,7 +28,7 @@ export const RolloutEnvelope = Type.Object(
     ]),
     queue_position: Nullable(Type.Integer({ description: "1 is next; null once it is dispatched." })),
     frames: Type.Integer({ description: "Frames of one video: actions + 1." }),
-    resolution: Type.Array(Type.Integer(), { description: "[height, width]", minItems: 2, maxItems: 2 }),
+    resolution: Nullable(Type.Array(Type.Integer(), { description: "[height, width]", minItems: 2, maxItems: 2 })),
     batch_size: Type.Integer(),
     engine_wall_ms: Nullable(Type.Number()),
     cost_usd: Type.Number(),
@@ -44,7 +44,8 @@ export const RolloutEnvelope = Type.Object(
 export type RolloutEnvelope = Static<typeof RolloutEnvelope>;
 
 export interface EnvelopeContext {
-  readonly manifest: Manifest;
+  /** Of its model; null when the model was taken down since. */
+  readonly shapes: Manifest["shapes"] | null;
   readonly secret: Buffer;
   /** What video links begin with. */
   readonly publicUrl: string;
@@ -55,7 +56,7 @@ export interface EnvelopeContext {
 }
 
 export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutEnvelope {
-  const { manifest, secret, publicUrl, nowMs } = context;
+  const { shapes, secret, publicUrl, nowMs } = context;
   const expires = Math.floor((nowMs + VIDEO_URL_LIFETIME_MS) / 1000);
   const videoUrls = (rollout.result?.video_keys ?? []).map((_key, candidate) =>
     videoUrl(secret, publicUrl, { rollout_id: rollout.id, candidate, expires }),
@@ -69,7 +70,7 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     status: isTerminal(rollout.status) ? rollout.status : context.running ? "running" : "queued",
     queue_position: context.queuePosition,
     frames: rollout.actions_per_candidate + 1,
-    resolution: [manifest.shapes.height, manifest.shapes.width],
+    resolution: shapes && [shapes.height, shapes.width],
     batch_size: rollout.k,
     engine_wall_ms: rollout.result ? engineWallMs(rollout) : null,
     cost_usd: usdNumber(cost),

@@ -27,8 +27,9 @@ export function errorOf(rollout: Rollout): ApiError {
     case "queued":
     case "dispatched":
     case "succeeded":
-      throw new Error(`${rollout.id} is ${rollout.status}, which is no failure`);
+      break;
   }
+  throw new Error(`${rollout.id} is ${rollout.status}, which is no failure`);
 }
 
 function isFailureCode(code: string | null): code is FailureCode {

@@ -1,7 +1,7 @@
 /**
  * A synchronous rollout from validated inputs to a finished row.
  *
- * 1. The same payload, paid and finished but not delivered to this customer: that one, at no charge.
+ * 1. The same payload, paid and finished, whose video got lost on the way to this customer: that one, at no charge.
  * 2. Inputs are written, then `acceptRollout` debits and queues in one statement; a refusal leaves nothing behind.
  * 3. Wait for the end. Whoever stops waiting first (client gone, deadline, server stopping) cancels, and the refund
  *    is committed before anything is answered.
@@ -27,6 +27,7 @@ import { fingerprintOf } from "../input/fingerprint.ts";
 import type { Frame } from "../input/frame.ts";
 import { type Actions, actionsBytes } from "../input/npy.ts";
 import type { Model } from "../models.ts";
+import type { AnswerEnd } from "../plugins/answer-end.ts";
 import { errorOf } from "./failure.ts";
 import type { FinishWaits } from "./wait.ts";
 
@@ -40,8 +41,7 @@ export interface PredictCall {
   readonly candidates: readonly [Actions, ...Actions[]];
   readonly params: SamplingParams;
   readonly idempotency_key: string | null;
-  /** Aborts when the caller went away. */
-  readonly gone: AbortSignal;
+  readonly answerEnd: AnswerEnd;
 }
 
 export interface Predictor {
@@ -69,6 +69,11 @@ const CANCEL_RETRY_FIRST_MS = 500;
 
 export function createPredictor(parts: PredictorParts): Predictor {
   const { db, queues, blobs, clock, random, waits, background, waiterId, stopping, syncDeadlineMs } = parts;
+  /**
+   * How many calls wait for a rollout or are being sent it right now. It has not got lost, so whoever sends the same
+   * payload meanwhile wants a second one.
+   */
+  const inHand = new Map<RolloutId, number>();
 
   async function predict(call: PredictCall): Promise<Rollout> {
     const deadline = clock.now() + syncDeadlineMs;
@@ -84,11 +89,23 @@ export function createPredictor(parts: PredictorParts): Predictor {
     // With an idempotency key the key itself leads back to the rollout.
     if (call.idempotency_key === null) {
       const undelivered = await findUndelivered(db, call.identity.customer_id, fingerprint, k, new Date(clock.now()));
-      if (undelivered) return undelivered;
+      if (undelivered && !inHand.has(undelivered.id)) return held(call, undelivered);
     }
-    if (call.gone.aborted) throw new ApiError("client_closed_request", "the caller went away before anything began");
+    if (call.answerEnd.gone.aborted)
+      throw new ApiError("client_closed_request", "the caller went away before anything began");
     const accepted = await accept(call, actions, fingerprint, deadline);
-    return await finish(call, accepted, deadline);
+    return await finish(call, held(call, accepted), deadline);
+  }
+
+  function held(call: PredictCall, rollout: Rollout): Rollout {
+    const { id } = rollout;
+    inHand.set(id, (inHand.get(id) ?? 0) + 1);
+    void call.answerEnd.whole.then(() => {
+      const others = (inHand.get(id) ?? 0) - 1;
+      if (others > 0) inHand.set(id, others);
+      else inHand.delete(id);
+    });
+    return rollout;
   }
 
   async function accept(call: PredictCall, actions: Buffer, fingerprint: Buffer, deadline: number): Promise<Rollout> {
@@ -128,13 +145,13 @@ export function createPredictor(parts: PredictorParts): Predictor {
 
   async function finish(call: PredictCall, accepted: Rollout, deadline: number): Promise<Rollout> {
     const { id } = accepted;
-    const giveUp = AbortSignal.any([call.gone, stopping]);
+    const giveUp = AbortSignal.any([call.answerEnd.gone, stopping]);
     const finished = await waits.untilFinished(id, call.identity.customer_id, deadline, giveUp);
     if (finished) return succeeded(finished);
 
     // Others may wait for the same rollout under the same idempotency key: here, or where it was accepted.
     const othersWait = waits.waiting(id) > 0 || accepted.waiter_id !== waiterId;
-    if (call.gone.aborted && othersWait) {
+    if (call.answerEnd.gone.aborted && othersWait) {
       throw new ApiError("client_closed_request", "the caller went away; others still wait for this rollout");
     }
     const outcome = await cancel(id).catch((error: unknown) => {
@@ -143,7 +160,8 @@ export function createPredictor(parts: PredictorParts): Predictor {
     });
     // It finished in the last moment: whoever is still there gets it.
     if (outcome && outcome.status !== "cancelled") return succeeded(outcome);
-    if (call.gone.aborted) throw new ApiError("client_closed_request", "the caller went away; cancelled and refunded");
+    if (call.answerEnd.gone.aborted)
+      throw new ApiError("client_closed_request", "the caller went away; cancelled and refunded");
     if (stopping.aborted) throw new ApiError("shutting_down", "the server is stopping; you were refunded, try again");
     throw new ApiError(
       "deadline_exceeded",

@@ -49,12 +49,12 @@ export async function createFinishWaits(parts: {
 
   return {
     async untilFinished(id, customerId, until, signal) {
-      let wake = (): void => {};
       // A signal between a look and the nap after it must not be missed, so it is remembered.
       let woken = false;
+      let wake: (() => void) | undefined;
       const waker = (): void => {
         woken = true;
-        wake();
+        wake?.();
       };
       const others = wakers.get(id) ?? new Set();
       wakers.set(id, others.add(waker));

@@ -1,4 +1,4 @@
-/** The multipart forms of the predict routes: as documentation, and as what their handlers need. */
+/** The multipart forms of the predict routes: as documentation (read-inputs.ts reads them). */
 import type { FastifyRequest } from "fastify";
 import { Type } from "typebox";
 
@@ -13,9 +13,6 @@ import {
   NUM_STEPS_MIN,
   PROMPT_BYTES_MAX,
 } from "#contract/limits.ts";
-import type { Manifest } from "#contract/manifest.ts";
-
-import { type Actions, parseActions } from "../input/npy.ts";
 
 const Frame = Type.String({
   format: "binary",
@@ -75,23 +72,4 @@ export function idempotencyKeyOf(request: FastifyRequest): string | null {
     );
   }
   return key;
-}
-
-/** Every candidate, checked against the model; all of them have to be of one length. */
-export function parseCandidates(files: readonly Buffer[], manifest: Manifest): [Actions, ...Actions[]] {
-  if (files.length > CANDIDATES_MAX) {
-    throw new ApiError("invalid_input", `actions: expected at most ${CANDIDATES_MAX} parts, got ${files.length}`);
-  }
-  const shape = { ...manifest.shapes, actions_max: ACTIONS_PER_ROLLOUT_MAX };
-  const name = (index: number): string => (files.length === 1 ? "actions" : `actions ${index}`);
-  const [first, ...others] = files.map((file, index) => parseActions(file, shape, name(index)));
-  if (!first) throw new ApiError("invalid_input", "actions: expected at least one part");
-  const odd = others.findIndex(({ count }) => count !== first.count);
-  if (odd >= 0) {
-    throw new ApiError(
-      "invalid_input",
-      `${name(odd + 1)}: expected ${first.count} actions as in the first part, got ${others[odd]?.count}`,
-    );
-  }
-  return [first, ...others];
 }

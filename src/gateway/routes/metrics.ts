@@ -15,8 +15,9 @@ export function addMetricsRoute(app: FastifyInstance, { config, registry }: Rout
   });
 }
 
+const hash = (text: string): Buffer => createHash("sha256").update(text).digest();
+
 function checkToken(request: FastifyRequest, token: string): void {
-  const hash = (text: string): Buffer => createHash("sha256").update(text).digest();
   // Hashes, so that both sides have one length and the comparison tells nothing by its time.
   if (!timingSafeEqual(hash(request.headers.authorization ?? ""), hash(`Bearer ${token}`))) {
     throw new ApiError("missing_key", "expected the operator's token: Authorization: Bearer <OPERATOR_TOKEN>");

@@ -9,21 +9,18 @@ import { findRollout, markDelivered, queuePosition } from "#rollouts/find.ts";
 import { isTerminal } from "#rollouts/lifecycle.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 
-import { readForm } from "../input/multipart.ts";
-import { parseParams, samplingParams } from "../input/params.ts";
-import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
-import { requestIdOf } from "../plugins/request-id.ts";
 import { envelopeOf, RolloutEnvelope } from "../predict/envelope.ts";
 import type { RouteParts } from "../route-parts.ts";
-import { IdempotencyHeaders, idempotencyKeyOf, parseCandidates, RolloutForm } from "./forms.ts";
+import { IdempotencyHeaders, RolloutForm } from "./forms.ts";
+import { readCall } from "./read-inputs.ts";
 
 /** When to look again at a rollout that has not finished. */
 const RETRY_AFTER_S = 1;
 
 export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
-  const { db, models, predictor, normaliseFrame, baseModel, queueOf, clock, videoSecret, publicUrl } = parts;
+  const { db, models, predictor, queueOf, clock, videoSecret, publicUrl } = parts;
 
   async function envelope(rollout: Rollout, request: FastifyRequest): Promise<RolloutEnvelope> {
     const waits = !isTerminal(rollout.status);
@@ -31,8 +28,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
       rollout.status === "dispatched" ? await queueOf(rollout.model).find(jobIdOf(rollout.id, rollout.attempt)) : null;
     const running = job?.state === "active";
     return envelopeOf(rollout, {
-      // A model that was taken down since cannot be found any more; its rollouts keep their other fields.
-      manifest: models.ofRequest(rollout.model, baseModel(request)).manifest,
+      shapes: models.find(rollout.model)?.manifest.shapes ?? null,
       secret: videoSecret,
       publicUrl: publicUrl(request),
       nowMs: clock.now(),
@@ -54,28 +50,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
       },
     },
     async (request) => {
-      const idempotency_key = idempotencyKeyOf(request);
-      const form = await readForm(request, {
-        files: ["start_frame", "actions"],
-        repeatedFiles: [],
-        texts: ["params"],
-      });
-      const { model: named, ...requested } = parseParams(form.text("params"));
-      const model = models.ofRequest(named, baseModel(request));
-      const params = samplingParams(requested, model.manifest);
-      const candidates = parseCandidates([form.file("actions")], model.manifest);
-      const frame = await normaliseFrame(form.file("start_frame"), model.manifest.shapes, "start_frame");
-      const rollout = await predictor.predict({
-        identity: identityOf(request),
-        request_id: requestIdOf(request),
-        route: "rollouts",
-        model,
-        frame,
-        candidates,
-        params,
-        idempotency_key,
-        gone: answerEndOf(request).gone,
-      });
+      const rollout = await predictor.predict(await readCall(request, "rollouts", parts));
       // The caller fetches the video by its link, so a stored result is a delivered one.
       await markDelivered(db, rollout.id);
       return envelope(rollout, request);

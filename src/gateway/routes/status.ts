@@ -3,6 +3,8 @@ import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
 import type { FastifyInstance } from "fastify";
 import { Type } from "typebox";
 
+import { within } from "#platform/bounded.ts";
+
 import { PoolStateSchema } from "../catalogue.ts";
 import type { RouteParts } from "../route-parts.ts";
 import type { ModelStatus } from "../status.ts";
@@ -90,18 +92,12 @@ export function addReadinessRoute(bare: FastifyInstance, { db, models, queueOf, 
   });
 
   async function check(what: string, work: () => Promise<unknown>): Promise<"ok" | "unreachable"> {
-    let timer: NodeJS.Timeout | undefined;
-    const timeout = new Promise<never>((_resolve, reject) => {
-      timer = setTimeout(() => reject(new Error(`no answer within ${READY_TIMEOUT_MS} ms`)), READY_TIMEOUT_MS);
-    });
     try {
-      await Promise.race([work(), timeout]);
+      await within(READY_TIMEOUT_MS, what, work());
       return "ok";
     } catch (error) {
       log.warn({ err: error }, `not ready: ${what}`);
       return "unreachable";
-    } finally {
-      clearTimeout(timer);
     }
   }
 
@@ -117,8 +113,8 @@ export function addReadinessRoute(bare: FastifyInstance, { db, models, queueOf, 
     },
     async (_request, reply) => {
       const [database, queue] = await Promise.all([
-        check("database", () => db.query("SELECT 1")),
-        check("queue", () => Promise.all(models.all.map(({ slug }) => queueOf(slug).counts()))),
+        check("the database", () => db.query("SELECT 1")),
+        check("the queue", () => Promise.all(models.all.map(({ slug }) => queueOf(slug).counts()))),
       ]);
       const ready = database === "ok" && queue === "ok";
       return reply.code(ready ? 200 : 503).send({ status: ready ? "ready" : "not ready", database, queue });

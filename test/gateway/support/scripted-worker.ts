@@ -22,6 +22,8 @@ export type Fate = "succeed" | "hang" | "hang dispatched" | "expire" | { readonl
 export interface ScriptedWorker extends Service {
   /** What happens to rollouts that come from now on. */
   fate: Fate;
+  /** Appended to every video. */
+  paddingBytes: number;
   /** Lets everything that hangs succeed now. */
   finishHanging(): Promise<void>;
   /** Ids in the order they were taken. */
@@ -56,7 +58,8 @@ export async function startScriptedWorker(parts: {
       const key = blobKeys.video(id, attempt, candidate);
       // Distinguishable candidates: the shade tells which actions it was made of.
       const first = actions.readFloatLE((actions.length / k) * candidate);
-      await blobs.put(key, await video(actions_per_candidate + 1, videoSize(model), Math.round(first * 10 + 128)));
+      const mp4 = await video(actions_per_candidate + 1, videoSize(model), Math.round(first * 10 + 128));
+      await blobs.put(key, Buffer.concat([mp4, Buffer.alloc(worker.paddingBytes)]));
       video_keys.push(key);
     }
     const frames = k * (actions_per_candidate + 1);
@@ -90,22 +93,25 @@ export async function startScriptedWorker(parts: {
   }
 
   let round = Promise.resolve();
-  const takeAll = (): Promise<void> =>
-    (round = round.then(async () => {
-      const rows = await db.query<QueuedRow>(
-        `SELECT id, model, k, actions_per_candidate, attempt FROM rollouts
-          WHERE status = 'queued' AND NOT (id = ANY ($1)) ORDER BY created_at`,
-        [hanging.map(({ id }) => id)],
-      );
-      for (const row of rows) await take(row);
-    }));
-  const unsubscribe = await queues.signals.subscribe(["queued"], () => void takeAll());
+  async function takeAll(): Promise<void> {
+    const rows = await db.query<QueuedRow>(
+      `SELECT id, model, k, actions_per_candidate, attempt FROM rollouts
+        WHERE status = 'queued' AND NOT (id = ANY ($1)) ORDER BY created_at`,
+      [hanging.map(({ id }) => id)],
+    );
+    for (const row of rows) await take(row);
+  }
+  const unsubscribe = await queues.signals.subscribe(["queued"], () => {
+    round = round.then(takeAll);
+  });
 
   const worker: ScriptedWorker = {
     fate: "succeed",
     taken: [],
+    paddingBytes: 0,
     async finishHanging() {
-      await round;
+      // What was accepted a moment ago may not have been taken yet.
+      await (round = round.then(takeAll));
       for (const row of hanging.splice(0)) {
         const [alive] = await db.query(`SELECT FROM rollouts WHERE id = $1 AND finished_at IS NULL`, [row.id]);
         if (!alive) continue; // cancelled meanwhile

@@ -9,7 +9,7 @@ import { Registry } from "prom-client";
 import type { BlobStore } from "#blobs/blob-store.ts";
 import { createFsBlobs } from "#blobs/fs.ts";
 import { type Mils, mils } from "#contract/mils.ts";
-import { assembleGateway, type Gateway } from "#gateway/app.ts";
+import { createGateway, type Gateway } from "#gateway/app.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions, type PoolState } from "#gateway/gateway-parts.ts";
 import { startGateway } from "#gateway/server.ts";
 import { type CreatedKey, createKey } from "#keys/keys.ts";
@@ -40,7 +40,11 @@ export interface TestGateway {
   stop(): Promise<void>;
 }
 
-export async function startTestGateway(overrides: Partial<GatewayOptions> = {}): Promise<TestGateway> {
+/** `wrapDb` puts something between the gateway and its database, for what only a failing one shows. */
+export async function startTestGateway(
+  overrides: Partial<GatewayOptions> = {},
+  wrapDb: (db: Database) => Database = (db) => db,
+): Promise<TestGateway> {
   const database = await createTestDatabase();
   const { db, url } = database;
   const queues = await createPostgresQueues({ url, log: silentLog, migrate: true });
@@ -50,7 +54,7 @@ export async function startTestGateway(overrides: Partial<GatewayOptions> = {}):
   const pools: Record<string, PoolState> = {};
   const options: GatewayOptions = {
     config: { AUTH: "on", PUBLIC_URL: undefined, DEFAULT_MODEL: undefined, OPERATOR_TOKEN: undefined },
-    db,
+    db: wrapDb(db),
     queues,
     blobs,
     bundles,
@@ -68,7 +72,7 @@ export async function startTestGateway(overrides: Partial<GatewayOptions> = {}):
     blobs,
     videoSize: (model) => bundles.find(({ slug }) => slug === model)?.shapes ?? PUSHER.shapes,
   });
-  const gateway = await assembleGateway(options);
+  const gateway = await createGateway(options);
   const servers: Service[] = [];
   let customers = 0;
 

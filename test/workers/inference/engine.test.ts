@@ -148,9 +148,10 @@ describe("with a bundle that misbehaves on request", () => {
   test("stops between two runs although there is work", async () => {
     await start();
     const { promise: begun, resolve } = Promise.withResolvers<void>();
-    void engine.submit(request("long", 100, 100), () => resolve()).done;
+    const { done } = engine.submit(request("long", 100, 100), () => resolve());
     await begun;
-    expect(await engine.stop()).toBe(true);
+    const [ended] = await Promise.all([engine.stop(), expect(done).rejects.toThrow("the engine was stopped")]);
+    expect(ended).toBe(true);
   });
 });
 

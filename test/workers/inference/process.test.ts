@@ -7,7 +7,6 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
 import { readWorkerSettings } from "#workers/inference/settings.ts";
 
-import { eventually } from "./support/eventually.ts";
 import { ENDLESS_ACTION } from "./support/tiny-bundle.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
@@ -64,8 +63,8 @@ async function startWorker(env: Record<string, string> = {}): Promise<WorkerProc
 
 test("says when it is warm, serves, finishes what it has on SIGTERM and ends with 0", async () => {
   const { child, exited } = await startWorker();
-  const { id } = await place.submit({ chunks: 50, actions: [SLOW_ACTION] });
-  await eventually(async () => (await place.predictions.find(id))?.state === "active");
+  const { id, data } = await place.submit({ chunks: 50, actions: [SLOW_ACTION] });
+  await place.progressOf(data.rollout_id);
   child.kill("SIGINT"); // a terminal's Ctrl-C; the parent decides
   child.kill("SIGTERM");
   expect(await exited).toEqual({ code: 0, signal: null });
@@ -114,20 +113,13 @@ test(
 );
 
 test("a rollout whose worker dies twice is given up by the next worker", { timeout: 60_000 }, async () => {
-  const { id, data } = await place.prepare({ chunks: 100, actions: [SLOW_ACTION] });
-  let progress = 0;
-  const end = await place.queues.signals.subscribe(["progress"], (signal) => {
-    if (signal.kind === "progress" && signal.rollout_id === data.rollout_id) progress += 1;
-  });
-  await place.predictions.add(id, data);
+  const { id, data } = await place.submit({ chunks: 100, actions: [SLOW_ACTION] });
   for (let death = 0; death < 2; death++) {
     const { child, exited } = await startWorker();
-    progress = 0;
-    await eventually(() => progress); // this worker has it: BullMQ noticed that the one before is gone
+    await place.progressOf(data.rollout_id); // BullMQ has noticed that the worker before is gone
     child.kill("SIGKILL");
     await exited;
   }
   await startWorker();
   expect(await place.outcomeOf(id)).toMatchObject({ kind: "failed", code: "engine_failed" });
-  await end();
 });

@@ -1,8 +1,8 @@
 /** What ffmpeg makes of raw frames, and what becomes of an encoding when ffmpeg does not play along. */
 import { execFile } from "node:child_process";
-import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { promisify } from "node:util";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -10,6 +10,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { createSlots } from "#workers/inference/slots.ts";
 import { startEncoding, VideoError, type VideoOptions } from "#workers/inference/video/encode.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
+import { createWorkDir } from "#workers/inference/video/work-dir.ts";
 
 import { eventually } from "./support/eventually.ts";
 
@@ -91,14 +92,15 @@ test("refuses to call a video complete that lacks a frame", async () => {
 test("tells a writer when ffmpeg has its frames, and does not keep it waiting once ffmpeg has ended", async () => {
   const slots = createSlots(1);
   const giveBack = await slots.take();
-  const video = startEncoding(optionsFor("paced", { slots }));
+  const frames = 200;
+  const video = startEncoding(optionsFor("paced", { slots, frames }));
   let taken = 0;
-  for (let i = 0; i < FRAMES; i++) void video.write(frame(i)).then(() => (taken += 1));
+  for (let i = 0; i < frames; i++) void video.write(frame(0)).then(() => (taken += 1));
   await new Promise((resolve) => setImmediate(resolve));
-  expect(taken).toBeLessThan(FRAMES); // no process yet, and a pipe holds little
+  expect(taken).toBeLessThan(frames); // no process yet, and a pipe holds little
   giveBack();
   await video.finish();
-  expect(taken).toBe(FRAMES);
+  expect(taken).toBe(frames);
 
   const broken = startEncoding(optionsFor("not paced", { ffmpegPath: "/bin/false" }));
   await Promise.all(Array.from({ length: FRAMES }, (_, i) => broken.write(frame(i))));
@@ -147,6 +149,17 @@ test("no more processes run than there are slots; the others keep their frames u
   for (const video of videos) for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
   await Promise.all(videos.map((video) => video.finish()));
   expect((await decode(join(dir, "three.mp4"))).length).toBe(FRAMES * FRAME_BYTES);
+});
+
+test("a new worker clears away what killed ones left, once it is a day old", async () => {
+  const parent = join(dir, "parent");
+  await mkdir(parent);
+  const left = await createWorkDir(parent);
+  await writeFile(join(left, "half.mp4"), "…");
+  const young = await createWorkDir(parent);
+  expect((await readdir(parent)).toSorted()).toEqual([left, young].map((path) => basename(path)).toSorted());
+  const next = await createWorkDir(parent, Date.now() + 25 * 3_600_000);
+  expect(await readdir(parent)).toEqual([basename(next)]);
 });
 
 test("finding ffmpeg names the path that cannot be used", async () => {

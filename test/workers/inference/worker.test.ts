@@ -70,7 +70,9 @@ test("a job becomes a video of T + 1 frames, a result and a settlement job, and 
   const result: unknown = JSON.parse((await place.blobs.get(blobKeys.result(data.rollout_id, 1))).toString());
   expect(outcome).toEqual({ kind: "succeeded", result });
   await eventually(async () => (await place.predictions.find(id)) === null);
-  expect(await registry.metrics()).toContain('dream_inference_jobs_total{model="tiny",end="succeeded"} 1');
+  const shown = await registry.metrics();
+  expect(shown).toContain('dream_inference_jobs_total{model="tiny",end="succeeded"} 1');
+  expect(shown).toContain('dream_inference_graph_runs_total{model="tiny",graph="decoder"} 6');
 });
 
 test("more candidates than the engine holds come out in submission order, all of them", async () => {
@@ -125,16 +127,10 @@ test.each([
 
 test("a cancelled rollout leaves the engine and is reported as cancelled", async () => {
   const { engine } = await startWorker();
-  const { id, data } = await place.prepare({ chunks: LONG_CHUNKS, actions: [SLOW_ACTION] });
-  const progress = Promise.withResolvers<number>();
-  const end = await place.queues.signals.subscribe(["progress"], (signal) => {
-    if (signal.kind === "progress" && signal.rollout_id === data.rollout_id) progress.resolve(signal.frames);
-  });
-  await place.predictions.add(id, data);
-  expect(await progress.promise).toBeGreaterThan(0);
+  const { id, data } = await place.submit({ chunks: LONG_CHUNKS, actions: [SLOW_ACTION] });
+  expect(await place.progressOf(data.rollout_id)).toBeGreaterThan(0);
   await place.queues.signals.publish({ kind: "cancel", rollout_id: data.rollout_id });
   expect(await place.outcomeOf(id)).toEqual({ kind: "cancelled", frames_delivered: 0 });
-  await end();
   expect(engine.stats.samples_finished).toBe(0);
 });
 

@@ -36,7 +36,7 @@ export class EngineFault extends Error {
   }
 }
 
-/** The request never reached the engine, because it was beyond use already. */
+/** The engine has stopped, or was beyond use before the request reached it: no fault of the request. */
 export class EngineUnavailable extends Error {
   override readonly name = "EngineUnavailable";
 }
@@ -79,7 +79,7 @@ type FramesEvent = Extract<EngineEvent, { type: "frames" }>;
 interface InHand {
   readonly onFrames: OnFrames;
   readonly resolve: (result: EngineResult) => void;
-  readonly reject: (fault: EngineFault) => void;
+  readonly reject: (error: EngineFault | EngineUnavailable) => void;
 }
 
 /** Resolves when the bundle is loaded, checked and warm; rejects with what is wrong with it. */
@@ -103,9 +103,13 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
     log.error({ err: fault, requests: inHand.size }, "engine fault");
     state.fault = fault;
     clearInterval(watchdog);
-    for (const { reject } of inHand.values()) reject(fault);
-    inHand.clear();
+    rejectAll(fault);
     failed.resolve(fault);
+  }
+
+  function rejectAll(error: EngineFault | EngineUnavailable): void {
+    for (const { reject } of inHand.values()) reject(error);
+    inHand.clear();
   }
 
   function onEvent(event: EngineEvent): void {
@@ -153,8 +157,9 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
 
     submit(request, onFrames) {
       const { promise, resolve, reject } = Promise.withResolvers<EngineResult>();
-      if (state.fault) reject(new EngineUnavailable("the engine has failed", { cause: state.fault }));
-      else {
+      if (state.fault || state.stopping) {
+        reject(new EngineUnavailable("the engine has failed or stopped", { cause: state.fault }));
+      } else {
         inHand.set(request.id, { onFrames, resolve, reject });
         post({ type: "submit", request });
       }
@@ -165,6 +170,7 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
       state.stopping = true;
       clearInterval(watchdog);
       post({ type: "stop" });
+      rejectAll(new EngineUnavailable("the engine was stopped"));
       return settlesWithin(state.fault ? STOP_AFTER_FAULT_TIMEOUT_MS : STOP_TIMEOUT_MS, exited);
     },
   };

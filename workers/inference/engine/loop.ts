@@ -31,7 +31,7 @@ import {
   createSample,
   decodeRow,
   denoiseRows,
-  denoiseRowsOf,
+  rowsNeeded,
   type Sample,
   type SampleSpec,
   stageOf,
@@ -234,7 +234,7 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
           ready.map((sample) => ({
             sample,
             stage: stageOf(sample),
-            rows: denoiseRowsOf(sample),
+            rows: rowsNeeded(sample),
             alone: sample.spec.alone,
           })),
           samplesMax,

@@ -102,8 +102,9 @@ export function stageOf(sample: Sample): Stage {
   return sample.step < sample.spec.timesteps.rows.length ? "denoise" : "decode";
 }
 
-/** Rows of its next denoising forward: with guidance the unconditional pass is a second row of the same forward. */
-export const denoiseRowsOf = ({ spec }: Sample): number => (spec.guidance === 0 ? 1 : 2);
+/** Rows of its next forward: with guidance the unconditional pass is a second row of the same denoising forward. */
+export const rowsNeeded = (sample: Sample): number =>
+  stageOf(sample) === "denoise" && sample.spec.guidance !== 0 ? 2 : 1;
 
 export function denoiseRows(sample: Sample): Tensors[] {
   const { spec, step, noisy } = sample;

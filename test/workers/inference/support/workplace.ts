@@ -41,6 +41,8 @@ export interface Workplace {
   /** The outcome that settlement was told, waiting for it if need be. */
   outcomeOf(id: JobId, limitMs?: number): Promise<Outcome>;
   readonly settled: ReadonlyMap<JobId, SettlementJob>;
+  /** Resolves at the next sign that a worker is dreaming this rollout: the frames it has so far. */
+  progressOf(rolloutId: string): Promise<number>;
   stop(): Promise<void>;
 }
 
@@ -57,6 +59,10 @@ export async function createWorkplace(): Promise<Workplace> {
   await settlementQueue(queues).consume({
     concurrency: 1,
     handle: async ({ id, data }) => void settled.set(id, data),
+  });
+  const framesDone = new Map<string, number>();
+  await queues.signals.subscribe(["progress"], (signal) => {
+    if (signal.kind === "progress") framesDone.set(signal.rollout_id, signal.frames);
   });
   let rollouts = 0;
 
@@ -102,6 +108,10 @@ export async function createWorkplace(): Promise<Workplace> {
       return prepared;
     },
     outcomeOf: async (id, limitMs) => (await eventually(() => settled.get(id), limitMs)).outcome,
+    progressOf(rolloutId) {
+      framesDone.delete(rolloutId);
+      return eventually(() => framesDone.get(rolloutId));
+    },
     async stop() {
       await queues.stop();
       await database.drop();
