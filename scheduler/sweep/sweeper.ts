@@ -21,6 +21,7 @@ import { nextOverdue, postpone, readExpired } from "#rollouts/sweep.ts";
 
 import { type Loop, startLoop } from "../loop.ts";
 import type { SchedulerMetrics } from "../metrics.ts";
+import { createLeaseTrust } from "./lease-trust.ts";
 import { type Action, decide, type Facts, isInHand, lookAgainAt } from "./policy.ts";
 
 const SWEEP_EVERY_MS = 1_000;
@@ -44,16 +45,19 @@ export interface SweeperOptions {
 }
 
 export function startSweeper(options: SweeperOptions): Loop {
+  const { clock } = options;
+  const leases = createLeaseTrust(GATEWAY_LEASE_MS, clock.now());
   return startLoop({
     name: "sweep",
     everyMs: SWEEP_EVERY_MS,
     log: options.log,
     run: async (signal) => {
       await endExpired(options, signal);
-      await endAbandoned(options, signal);
+      if (leases.isSteady(clock.now())) await endAbandoned(options, signal);
       for (let looked = 0; looked < ROWS_PER_ROUND_MAX && !signal.aborted; looked++) {
         if (!(await lookAtNext(options))) break;
       }
+      leases.roundEnded(clock.now());
     },
   });
 }

@@ -135,14 +135,15 @@ function invalidField(error: FastifyError): ApiError {
   return new ApiError("invalid_input", `${field}: ${problem?.message ?? error.message}${got}`, { cause: error });
 }
 
+/** Of the driver and its pool, which give these no code. */
+const AWAY_MESSAGES = /timeout exceeded when trying to connect|Connection terminated|Query read timeout/;
+
 /** Connection refused, reset or timed out; class 08 is PostgreSQL's own, 57P0x a server that shuts down or starts. */
 function isDatabaseAway(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
-  if (/timeout exceeded when trying to connect|Connection terminated/.test(error.message)) return true;
+  if (AWAY_MESSAGES.test(error.message)) return true;
   const code = "code" in error ? String(error.code) : "";
-  return (
-    ["ECONNREFUSED", "ECONNRESET", "ENOENT", "57P01", "57P02", "57P03", "53300"].includes(code) || code.startsWith("08")
-  );
+  return ["ECONNREFUSED", "ECONNRESET", "57P01", "57P02", "57P03", "53300"].includes(code) || code.startsWith("08");
 }
 
 /** Which methods a path takes, so that a wrong one gets a 405 that says so. */

@@ -76,6 +76,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
   const inHand = new Map<RolloutId, number>();
 
   async function predict(call: PredictCall): Promise<Rollout> {
+    const { gone } = call.answerEnd;
     const deadline = clock.now() + syncDeadlineMs;
     const actions = actionsBytes(call.candidates);
     const k = call.candidates.length;
@@ -91,8 +92,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
       const undelivered = await findUndelivered(db, call.identity.customer_id, fingerprint, k, new Date(clock.now()));
       if (undelivered && !inHand.has(undelivered.id)) return held(call, undelivered);
     }
-    if (call.answerEnd.gone.aborted)
-      throw new ApiError("client_closed_request", "the caller went away before anything began");
+    if (gone.aborted) throw new ApiError("client_closed_request", "the caller went away before anything began");
     const accepted = await accept(call, actions, fingerprint, deadline);
     return await finish(call, held(call, accepted), deadline);
   }
@@ -145,13 +145,14 @@ export function createPredictor(parts: PredictorParts): Predictor {
 
   async function finish(call: PredictCall, accepted: Rollout, deadline: number): Promise<Rollout> {
     const { id } = accepted;
-    const giveUp = AbortSignal.any([call.answerEnd.gone, stopping]);
+    const { gone } = call.answerEnd;
+    const giveUp = AbortSignal.any([gone, stopping]);
     const finished = await waits.untilFinished(id, call.identity.customer_id, deadline, giveUp);
     if (finished) return succeeded(finished);
 
     // Others may wait for the same rollout under the same idempotency key: here, or where it was accepted.
     const othersWait = waits.waiting(id) > 0 || accepted.waiter_id !== waiterId;
-    if (call.answerEnd.gone.aborted && othersWait) {
+    if (gone.aborted && othersWait) {
       throw new ApiError("client_closed_request", "the caller went away; others still wait for this rollout");
     }
     const outcome = await cancel(id).catch((error: unknown) => {
@@ -160,8 +161,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
     });
     // It finished in the last moment: whoever is still there gets it.
     if (outcome && outcome.status !== "cancelled") return succeeded(outcome);
-    if (call.answerEnd.gone.aborted)
-      throw new ApiError("client_closed_request", "the caller went away; cancelled and refunded");
+    if (gone.aborted) throw new ApiError("client_closed_request", "the caller went away; cancelled and refunded");
     if (stopping.aborted) throw new ApiError("shutting_down", "the server is stopping; you were refunded, try again");
     throw new ApiError(
       "deadline_exceeded",

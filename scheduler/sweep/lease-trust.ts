@@ -1,0 +1,25 @@
+/**
+ * Whether a stale lease means a dead gateway. Right after our own start, an outage of the database or a machine that
+ * slept, every lease looks stale, because nobody could renew one: then gateways first get a lease's time to do so.
+ */
+export interface LeaseTrust {
+  /** At the start of a round: may leases be judged in it? */
+  isSteady(nowMs: number): boolean;
+  /** At the end of a round that did not fail. */
+  roundEnded(nowMs: number): void;
+}
+
+/** Rounds further apart than half a lease are an interruption: a lease renewed just before it may still look alive. */
+export function createLeaseTrust(leaseMs: number, startedMs: number): LeaseTrust {
+  let steadySinceMs = startedMs;
+  let lastRoundMs = startedMs;
+  return {
+    isSteady(nowMs) {
+      if (nowMs - lastRoundMs > leaseMs / 2) steadySinceMs = nowMs;
+      return nowMs - steadySinceMs >= leaseMs;
+    },
+    roundEnded(nowMs) {
+      lastRoundMs = nowMs;
+    },
+  };
+}
