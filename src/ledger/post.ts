@@ -13,7 +13,9 @@ export const postEntry = (source: string): string => `
            seq = a.seq + 1,
            prev_hash = a.head_hash,
            head_hash = ledger_hash(a.head_hash, a.customer_id, a.account, a.seq + 1, s.kind, s.amount_mils,
-                                   a.balance_mils + s.amount_mils, s.rollout_id, s.reference, s.detail, now())
+                                   a.balance_mils + s.amount_mils, s.rollout_id, s.reference, s.detail,
+                                   greatest(now(), a.last_entry_at)),
+           last_entry_at = greatest(now(), a.last_entry_at)
       FROM ${source} s
      WHERE a.customer_id = s.customer_id AND a.account = 'balance' AND a.balance_mils + s.amount_mils >= 0
     RETURNING a.*, s.kind, s.amount_mils, s.rollout_id, s.reference, s.detail
@@ -22,6 +24,6 @@ export const postEntry = (source: string): string => `
     INSERT INTO ledger_entries (customer_id, account, seq, kind, amount_mils, balance_after_mils, rollout_id,
                                 reference, detail, created_at, prev_hash, hash)
     SELECT customer_id, account, seq, kind, amount_mils, balance_mils, rollout_id,
-           reference, detail, now(), prev_hash, head_hash
+           reference, detail, last_entry_at, prev_hash, head_hash
       FROM moved
   )`;

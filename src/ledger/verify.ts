@@ -48,17 +48,20 @@ async function* auditAccount(tx: Sql, account: Account): AsyncGenerator<string> 
   let seq = 0n;
   let balance = 0n;
   let head: Buffer = Buffer.alloc(0);
+  let time = "";
   for await (const entry of entriesOf(tx, account)) {
     const at = `${name} entry ${entry.seq}`;
     if (entry.seq !== seq + 1n) yield `${at}: follows entry ${seq}`;
     if (!entry.prev_hash.equals(head)) yield `${at}: does not continue the chain`;
     if (!entry.hash.equals(entryHash(entry.prev_hash, entry))) yield `${at}: is not what was hashed`;
+    if (entry.created_at_text < time) yield `${at}: is older than the entry before it`;
     balance += entry.amount_mils;
     if (entry.balance_after_mils !== balance) {
       yield `${at}: says ${entry.balance_after_mils} mils afterwards, the entries add up to ${balance}`;
     }
     seq = entry.seq;
     head = entry.hash;
+    time = entry.created_at_text;
   }
   if (account.seq !== seq) yield `${name}: counts ${account.seq} entries, the last one is ${seq}`;
   if (!account.head_hash.equals(head)) yield `${name}: its head is not the hash of the last entry`;

@@ -102,6 +102,13 @@ const TAMPERINGS: readonly [string, string, RegExp][] = [
     /entry 3: does not continue the chain/,
   ],
   [
+    "an entry's time, moved before the entry before it and hashed anew",
+    `UPDATE ledger_entries SET created_at = '2000-01-01',
+      hash = ledger_hash(prev_hash, customer_id, account, seq, kind, amount_mils, balance_after_mils, rollout_id, reference, detail, '2000-01-01')
+      WHERE customer_id = $1 AND seq = 7`,
+    /entry 7: is older than the entry before it/,
+  ],
+  [
     "an entry in the middle, removed",
     "DELETE FROM ledger_entries WHERE customer_id = $1 AND seq = 4",
     /entry 5: follows entry 3/,

@@ -24,6 +24,8 @@ CREATE TABLE accounts (
   -- Head of the chain and the one before it: one UPDATE moves both, and its RETURNING gives an entry both hashes.
   prev_hash    bytea  NOT NULL DEFAULT '\x',
   head_hash    bytea  NOT NULL DEFAULT '\x',
+  -- Entries are in time's order, too: now() is taken before the row's lock, so the later of two may carry the earlier time.
+  last_entry_at timestamptz NOT NULL DEFAULT '-infinity',
   PRIMARY KEY (customer_id, account)
 );
 
