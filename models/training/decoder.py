@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.training import checkpoint
-from models.training.geometry import CENTER, into_frame, latent_from_state
+from models.training.geometry import CENTER, latent_from_state
 
 SIZE = 96
 UNITS_PER_PIXEL = 512.0 / SIZE
 #: Half the side of what each sprite covers, units, and its side in texels.
 SPRITES = {"block": (96.0, 72), "agent": (32.0, 32)}
+#: The T reaches from −45 to 75 in y of its own frame: the middle of its sprite.
+BLOCK_MIDDLE_Y = 15.0
 
 
 class Decoder(nn.Module):
@@ -35,8 +37,7 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.finish_2.weight)
         nn.init.zeros_(self.finish_2.bias)
         # Pixel i of 96 shows unit (i + 0.5) · 512/96 − 0.5: cv2.resize's half-pixel centres.
-        centre = (torch.arange(SIZE) + 0.5) * UNITS_PER_PIXEL - 0.5
-        self.register_buffer("pixels", torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1).reshape(1, -1, 2))
+        self.register_buffer("pixels", (torch.arange(SIZE) + 0.5) * UNITS_PER_PIXEL - 0.5)
 
     @staticmethod
     def blank(name: str) -> Tensor:
@@ -45,25 +46,38 @@ class Decoder(nn.Module):
         sprite[:, 3] = -2.0
         return sprite
 
-    def lay(self, sprite: Tensor, name: str, at: Tensor) -> Tensor:
-        """Sample a sprite at points `at` (B, 96², 2) of its own frame -> RGBA (B, 4, 96, 96) in [0, 1].
+    def lay_block(self, latent: Tensor) -> Tensor:
+        """The T's sprite in its place: latent (B, 6) -> RGBA (B, 4, 96, 96) in [0, 1].
 
         One sprite serves the whole batch: the batch's rows are stacked into the height of one big grid.
         """
-        half = SPRITES[name][0]
-        rgba = torch.sigmoid(sprite)
-        inside = (at.abs().amax(-1) < half).to(at.dtype)
-        grid = (at / half).reshape(1, -1, SIZE, 2)
-        seen = F.grid_sample(rgba, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        half, _ = SPRITES["block"]
+        c, s = latent[:, 4, None, None], latent[:, 5, None, None]
+        dx = self.pixels[None, None, :] - (latent[:, 2, None, None] * CENTER + CENTER)  # (B, 1, 96)
+        dy = self.pixels[None, :, None] - (latent[:, 3, None, None] * CENTER + CENTER)  # (B, 96, 1)
+        x, y = (c * dx + s * dy) / half, (c * dy - s * dx - BLOCK_MIDDLE_Y) / half  # (B, 96, 96)
+        inside = (torch.maximum(x.abs(), y.abs()) < 1.0).to(x.dtype)
+        grid = torch.stack([x, y], -1).reshape(1, -1, SIZE, 2)
+        seen = F.grid_sample(torch.sigmoid(self.block), grid, mode="bilinear", padding_mode="border", align_corners=False)
         seen = seen.reshape(4, -1, SIZE, SIZE).transpose(0, 1)
-        return torch.cat([seen[:, :3], seen[:, 3:] * inside.reshape(-1, 1, SIZE, SIZE)], 1)
+        return torch.cat([seen[:, :3], seen[:, 3:] * inside[:, None]], 1)
+
+    def lay_agent(self, latent: Tensor) -> Tensor:
+        """The agent's sprite: it never turns, so bilinear sampling is one matrix for rows and one for columns."""
+        columns, rows = self.hats(latent[:, 0:1]), self.hats(latent[:, 1:2])
+        return rows[:, None] @ torch.sigmoid(self.agent) @ columns[:, None].transpose(-1, -2)
+
+    def hats(self, place: Tensor) -> Tensor:
+        """Bilinear weights of the sprite's texels for the pixels of one axis: place (B, 1) -> (B, 96, texels)."""
+        half, side = SPRITES["agent"]
+        at = self.pixels - (place * CENTER + CENTER)
+        texel = ((at / half + 1.0) * (side / 2) - 0.5).clamp(0.0, side - 1.0)
+        weight = F.relu(1.0 - (texel[..., None] - torch.arange(side, dtype=at.dtype)).abs())
+        return weight * (at.abs() < half).to(at.dtype)[..., None]
 
     def draw(self, latent: Tensor) -> Tensor:
         """latent (B, 6) -> pixels float (B, 3, 96, 96), 0 … 255, neither rounded nor clamped."""
-        block_at = self.pixels - (latent[:, None, 2:4] * CENTER + CENTER)
-        block_at = into_frame(block_at, latent[:, None]) - latent.new_tensor([0.0, 15.0])
-        agent_at = self.pixels - (latent[:, None, 0:2] * CENTER + CENTER)
-        block, agent = self.lay(self.block, "block", block_at), self.lay(self.agent, "agent", agent_at)
+        block, agent = self.lay_block(latent), self.lay_agent(latent)
         picture = torch.sigmoid(self.background)
         picture = picture + block[:, 3:] * (block[:, :3] - picture)
         picture = picture + agent[:, 3:] * (agent[:, :3] - picture)
