@@ -7,9 +7,11 @@
  *   full, PostgreSQL  the whole system over HTTP, queue on the embedded PostgreSQL
  *   full, Redis       the same with the queue on Redis
  *
+ * Below each table: where the wall of a rollout went, from the rollouts' own rows.
+ *
  * For one caller and for as many as the engine holds, at the bundle's own number of steps and at one where a rollout's
  * engine wall is a second or more. Share = 1 − (rollouts a second of the row ÷ of the row it is compared with).
- * Writes bench/results/overhead.json. `npm run bench`
+ * Prints its tables and writes them to bench/results/overhead.md, and all figures to overhead.json. `npm run bench`
  */
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -28,9 +30,9 @@ import { startEncoding } from "#workers/inference/video/encode.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { describeMachine, median } from "./machine.ts";
-import { type ServedSystem, startServedSystem } from "./served-system.ts";
+import { type ServedSystem, type Stages, startServedSystem } from "./served-system.ts";
 
-const ROUNDS = 3;
+const ROUNDS = 5;
 const ROLLOUTS_PER_ROUND = { one: 4, saturated: 16 } as const;
 const WALL_WANTED_MS = 1_200;
 const RUN_TIMEOUT_MS = 60_000;
@@ -45,6 +47,13 @@ interface Inputs {
   readonly pixels: Uint8Array;
   readonly actionsNpy: Buffer;
   readonly actions: Float32Array;
+}
+
+const said: string[] = [];
+/** To the terminal and into the report. */
+function say(line: string): void {
+  console.log(line);
+  said.push(line);
 }
 
 async function main(): Promise<void> {
@@ -74,12 +83,26 @@ async function main(): Promise<void> {
     const report = [];
     for (const numSteps of new Set([stepsOfBundle, stepsForAWallOfASecond])) {
       for (const callers of [1, inputs.manifest.engine.max_batch_samples]) {
-        report.push(await measure(variants, numSteps, callers));
+        const measured = await measure(variants, numSteps, callers);
+        const stages = {
+          "full, PostgreSQL": await onPostgres.stagesOfLatest(ROUNDS * measured.rollouts_per_round),
+          "full, Redis": await onRedis.stagesOfLatest(ROUNDS * measured.rollouts_per_round),
+        };
+        for (const [name, means] of Object.entries(stages)) printStages(name, means);
+        report.push({ ...measured, stages });
       }
     }
     await mkdir("bench/results", { recursive: true });
-    const result = { made_by: "npm run bench", machine: describeMachine(), model: inputs.manifest.slug, report };
+    const machine = describeMachine();
+    const result = { made_by: "npm run bench", machine, model: inputs.manifest.slug, report };
     await writeFile("bench/results/overhead.json", `${JSON.stringify(result, null, 2)}\n`);
+    const heading = [
+      "# What everything but the engine costs",
+      "",
+      `Made by \`npm run bench\` (bench/overhead.ts says what is measured) with ${inputs.manifest.slug} on ${machine.cores} cores of ` +
+        `${machine.cpu}, Node ${machine.node}. Medians of ${ROUNDS} alternating rounds; ratios count, the times are this machine's.`,
+    ];
+    await writeFile("bench/results/overhead.md", `${[...heading, ...said].join("\n")}\n`);
   } finally {
     await Promise.all([onPostgres.stop(), onRedis.stop(), engine.stop()]);
     await redis.stop();
@@ -113,9 +136,10 @@ async function measure(variants: readonly [Variant, RunOne][], numSteps: number,
   const rates = new Map([...perSecond].map(([name, values]) => [name, median(values)]));
   const bare = rates.get("engine") ?? Number.NaN;
   const encoded = rates.get("engine + encode") ?? Number.NaN;
-  console.log(`\n${numSteps} steps a block, ${callers === 1 ? "one caller" : `${callers} callers (saturated)`}`);
-  console.log("| variant | rollouts/s | wall a rollout | share beside the engine | share without encoding |");
-  console.log("|---|---|---|---|---|");
+  say(`\n## ${numSteps} steps a block, ${callers === 1 ? "one caller" : `${callers} callers (saturated)`}`);
+  say("");
+  say("| variant | rollouts/s | wall a rollout | share beside the engine | share without encoding |");
+  say("|---|---|---|---|---|");
   const rows = [...rates].map(([name, rate]) => {
     const row = {
       variant: name,
@@ -123,13 +147,20 @@ async function measure(variants: readonly [Variant, RunOne][], numSteps: number,
       share_of_everything: 1 - rate / bare,
       share_without_encoding: name.startsWith("full") ? 1 - rate / encoded : null,
     };
-    console.log(
+    say(
       `| ${name} | ${rate.toFixed(2)} | ${(1000 / rate).toFixed(0)} ms | ${percent(row.share_of_everything)} | ` +
         `${percent(row.share_without_encoding)} |`,
     );
     return row;
   });
   return { num_steps: numSteps, callers, rounds: ROUNDS, rollouts_per_round: count, rows };
+}
+
+function printStages(name: string, stages: Stages): void {
+  const parts = Object.entries(stages).map(
+    ([stage, ms]) => `${stage.replace(/_ms$/, "").replaceAll("_", " ")} ${ms.toFixed(0)}`,
+  );
+  say(`\n${name}, mean ms: ${parts.join(", ")}`);
 }
 
 async function runBare(engine: Engine, inputs: Inputs, seed: number, numSteps: number): Promise<void> {

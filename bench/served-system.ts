@@ -7,11 +7,43 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as delay } from "node:timers/promises";
 
+import { openDatabase, type Parts } from "#cli/context.ts";
+import { readConfig } from "#platform/config.ts";
+import { stopAll } from "#platform/lifecycle.ts";
+import { createLog } from "#platform/log.ts";
+
 export interface ServedSystem {
   readonly url: string;
   readonly apiKey: string;
+  /** Where the wall of the `count` latest rollouts went, as means in milliseconds. */
+  stagesOfLatest(count: number): Promise<Stages>;
   stop(): Promise<void>;
 }
+
+/** In the order in which a rollout goes through them. What lies before and after is HTTP and input validation. */
+export interface Stages {
+  readonly dispatch_ms: number;
+  readonly queue_and_settlement_ms: number;
+  readonly fetch_ms: number;
+  readonly engine_ms: number;
+  readonly encode_ms: number;
+  readonly answer_ms: number;
+}
+
+/**
+ * From the rows' own times. The worker's total starts when it picks the job up, so what is left between dispatch and
+ * the end is the two queue hops and the settlement.
+ */
+const STAGES = `
+  SELECT avg(extract(epoch FROM dispatched_at - created_at) * 1000)::float8 AS dispatch_ms,
+         avg(extract(epoch FROM finished_at - dispatched_at) * 1000 - total)::float8 AS queue_and_settlement_ms,
+         avg((timings ->> 'fetch_ms')::float8) AS fetch_ms,
+         avg((timings ->> 'engine_wall_ms')::float8) AS engine_ms,
+         avg(total - (timings ->> 'fetch_ms')::float8 - (timings ->> 'engine_wall_ms')::float8) AS encode_ms,
+         avg(extract(epoch FROM delivered_at - finished_at) * 1000)::float8 AS answer_ms
+    FROM (SELECT *, (timings ->> 'total_ms')::float8 AS total
+            FROM (SELECT *, result -> 'timings' AS timings FROM rollouts
+                   WHERE status = 'succeeded' ORDER BY created_at DESC LIMIT $1) latest) timed`;
 
 const READY_TIMEOUT_MS = 120_000;
 const STOP_TIMEOUT_MS = 30_000;
@@ -32,10 +64,19 @@ export async function startServedSystem(redisUrl: string | null): Promise<Served
   const limit = ["keys", "limit", String(keyId), "--rate", "10000", "--burst", "10000"];
   await once(spawn(process.execPath, [MAIN, ...limit], { env, stdio: "ignore" }), "exit");
 
+  const parts: Parts = [];
+  const log = createLog("bench", "warn");
+  const { db } = await openDatabase(readConfig({ DATA_DIR: dataDir }), log, parts);
   return {
     url,
     apiKey: String(apiKey),
+    async stagesOfLatest(count) {
+      const [stages] = await db.query<Stages>(STAGES, [count]);
+      if (!stages) throw new Error("no rollouts yet");
+      return stages;
+    },
     async stop() {
+      await stopAll(parts, log);
       const exited = once(server, "exit");
       server.kill("SIGTERM");
       if ((await Promise.race([exited, delay(STOP_TIMEOUT_MS, "late")])) === "late") server.kill("SIGKILL");
