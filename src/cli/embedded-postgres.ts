@@ -31,6 +31,11 @@ const REOPEN_AFTER_MS = 500;
 export interface EmbeddedPostgres extends Service {
   /** As the owner of everything. Holds the password: never log it. */
   readonly url: string;
+  /**
+   * Resolves when the server came back under another address, because somebody took its port while it was down:
+   * everybody here holds the old one, so the process has to start anew.
+   */
+  readonly moved: Promise<Error>;
   /** Takes the place of the one `serve` of this data folder; false when another process has it. */
   claimServe(): Promise<boolean>;
 }
@@ -47,6 +52,8 @@ export async function openEmbeddedPostgres(options: {
   let held = await join(server, onStep);
   let serving = false;
   const stopped = new AbortController();
+  const url = urlOf(held.connection);
+  const moved = Promise.withResolvers<Error>();
 
   // A server that dies under us (killed, out of memory) is started again under the same address; pools reconnect.
   const watch = (client: Client): void => {
@@ -62,6 +69,9 @@ export async function openEmbeddedPostgres(options: {
       try {
         held = await join(server, () => undefined);
         watch(held.client);
+        if (urlOf(held.connection) !== url) {
+          moved.resolve(new UserError("The embedded PostgreSQL lost its port to another program. Start again."));
+        }
         if (serving && !(await lock(held.client, LOCK_SERVE))) log.error("another serve took this data folder over");
         return;
       } catch (error) {
@@ -76,7 +86,8 @@ export async function openEmbeddedPostgres(options: {
   process.once("exit", onExit);
 
   return {
-    url: urlOf(held.connection),
+    url,
+    moved: moved.promise,
     async claimServe() {
       serving = await lock(held.client, LOCK_SERVE);
       return serving;

@@ -19,10 +19,11 @@ export async function serve(): Promise<void> {
     if (first) steps.done("models are warm");
     console.log(welcome(system, config.AUTH));
   }
-  const signal = await told;
+  const reason = await Promise.race([told, system.failed]);
   stopWaiting.abort();
-  log.info({ signal }, "stopping");
+  log.info({ reason }, "stopping");
   await system.stop();
+  if (reason instanceof Error) throw reason;
 }
 
 function welcome({ url, manifests, fleet }: System, auth: "on" | "off"): string {

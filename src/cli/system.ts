@@ -40,6 +40,8 @@ export interface System extends Service {
   readonly db: Database;
   readonly queues: QueueSystem;
   readonly fleet: Fleet;
+  /** Resolves when this process cannot go on and has to be started anew. */
+  readonly failed: Promise<Error>;
 }
 
 /** Starts everything and resolves when the gateway answers; workers may still be warming (see `untilWarm`). */
@@ -118,7 +120,8 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
 
   const removeNote = await noteRunningServer(config.DATA_DIR, gateway.url);
   parts.push(["note", { stop: removeNote }]);
-  return { url: gateway.url, manifests, db, queues, fleet, stop: () => stopAll(parts.splice(0), log) };
+  const failed = embedded?.moved ?? new Promise<never>(() => undefined); // a server elsewhere keeps its address
+  return { url: gateway.url, manifests, db, queues, fleet, failed, stop: () => stopAll(parts.splice(0), log) };
 }
 
 /** Waits until every model has a worker; false when one keeps dying or `signal` ends the wait. */

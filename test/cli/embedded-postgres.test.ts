@@ -166,6 +166,26 @@ test("moves to another port when a stranger has taken its own", async () => {
   stranger.close();
 });
 
+test("says so when a stranger takes its port while it is down, because its users hold the old address", async () => {
+  const server = await open();
+  const { port } = new URL(server.url);
+  const pid = await postmasterPid();
+  if (pid === null) throw new Error("it does not run");
+  const stranger = createServer((socket) => socket.end("hello\n"));
+  process.kill(pid, "SIGKILL");
+  await eventually(
+    () =>
+      new Promise<true | null>((resolve) => {
+        stranger.once("error", () => resolve(null)); // the killed server's socket is still being closed
+        stranger.listen(Number(port), "127.0.0.1", () => resolve(true));
+      }),
+  );
+  expect(await server.moved).toBeInstanceOf(Error);
+  await server.stop();
+  stranger.close();
+  expect(await isStopped()).toBe(true);
+});
+
 test("a copied data folder gets a server of its own, never the original's", async () => {
   const copy = join(root, "copy");
   await cp(dataDir, copy, { recursive: true, preserveTimestamps: true });

@@ -54,12 +54,21 @@ export async function killOrphans(folder: string, log: Log): Promise<number> {
     for (const worker of note?.workers ?? []) {
       if (!(await isAlive(worker))) continue;
       log.warn({ pid: worker.pid }, "ending an inference worker whose parent is gone");
-      process.kill(worker.pid, "SIGKILL");
-      killed += 1;
+      if (kill(worker.pid)) killed += 1;
     }
     await rm(file, { force: true });
   }
   return killed;
+}
+
+/** False when it ended by itself just now. */
+function kill(pid: number): boolean {
+  try {
+    return process.kill(pid, "SIGKILL");
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ESRCH") return false;
+    throw error;
+  }
 }
 
 async function isAlive({ pid, started }: NamedProcess): Promise<boolean> {
