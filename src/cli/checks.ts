@@ -1,7 +1,7 @@
 /** The checks of `doctor`: each returns what it found, or throws a UserError that says what to do. */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, statfs } from "node:fs/promises";
+import { statfs } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 
@@ -15,6 +15,7 @@ import { createLog } from "#platform/log.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { openDatabase, type Parts } from "./context.ts";
+import { makeFolders } from "./folders.ts";
 import { findPortHolder, isFree } from "./ports.ts";
 import { findRunningServer } from "./running-server.ts";
 import { errorCode, UserError } from "./user-error.ts";
@@ -68,7 +69,7 @@ async function checkNode(): Promise<string> {
 }
 
 async function checkDisk({ DATA_DIR }: Config): Promise<string> {
-  await mkdir(DATA_DIR, { recursive: true, mode: 0o711 }).catch((error: unknown) => {
+  await makeFolders(DATA_DIR, 0o711).catch((error: unknown) => {
     throw new UserError(`cannot make ${DATA_DIR} (${errorCode(error)}); set DATA_DIR to a folder you may write to`);
   });
   const { bavail, bsize } = await statfs(DATA_DIR);

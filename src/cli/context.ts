@@ -1,5 +1,4 @@
 /** What every command is put together from: configuration, log, database, blobs. */
-import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -12,7 +11,8 @@ import { createLog, type Log } from "#platform/log.ts";
 import { migrate } from "#platform/migrate.ts";
 
 import { type EmbeddedPostgres, openEmbeddedPostgres } from "./embedded-postgres.ts";
-import { UserError } from "./user-error.ts";
+import { makeFolders } from "./folders.ts";
+import { errorCode, UserError } from "./user-error.ts";
 
 /** The parts of a process in the order of their start; `stopAll` stops them the other way round. */
 export type Parts = [name: string, service: Service][];
@@ -36,10 +36,29 @@ export async function openDatabase(
     config.DATABASE_URL === undefined ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, log, onStep }) : null;
   if (embedded) parts.push(["embedded postgres", embedded]);
   const url = embedded?.url ?? requireDatabaseUrl(config);
-  await migrate(url, log);
+  await migrate(url, log).catch((error: unknown) => {
+    throw unreachable(error) ?? error;
+  });
   const db = createDatabase({ url, log });
   parts.push(["database", db]);
   return { db, url, embedded };
+}
+
+/** What a person can solve of a database that does not let us in; null for anything else. */
+function unreachable(error: unknown): UserError | null {
+  const code = errorCode(error) ?? "";
+  const reasons: Record<string, string> = {
+    ECONNREFUSED: "nothing listens there",
+    ENOTFOUND: "no such host",
+    EAI_AGAIN: "its host name cannot be resolved now",
+    ETIMEDOUT: "it does not answer",
+    "28P01": "it refuses the password",
+    "28000": "it refuses the user",
+    "3D000": "it has no such database",
+  };
+  const reason = reasons[code];
+  if (reason === undefined) return null;
+  return new UserError(`The PostgreSQL of DATABASE_URL cannot be used: ${reason}.`, { cause: error });
 }
 
 /** For roles of a separate deployment, which share a database that is reached by its address. */
@@ -56,7 +75,7 @@ export const blobUrlOf = (config: Config): string => config.BLOB_URL ?? `file://
 export async function openBlobs(config: Config): Promise<BlobStore> {
   const folder = fileURLToPath(blobUrlOf(config));
   // Customers' videos are not for the other users of this machine. A folder that exists keeps its mode.
-  await mkdir(folder, { recursive: true, mode: 0o700 });
+  await makeFolders(folder, 0o700);
   return createFsBlobs(folder);
 }
 

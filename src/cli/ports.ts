@@ -4,27 +4,40 @@ import { createServer } from "node:net";
 
 import { processInfo } from "#platform/processes.ts";
 
+import { errorCode } from "./user-error.ts";
+
 const LOOPBACK = "127.0.0.1";
 /** How /proc/net/tcp writes the state. */
 const LISTEN = "0A";
 
 /** A port on loopback that nobody listens on at the moment. */
 export function freePort(): Promise<number> {
-  return listenFor(0, LOOPBACK).then((port) => port ?? Promise.reject(new Error("no port is free")));
+  return listenFor(0, LOOPBACK);
 }
 
 export async function isFree(port: number, host = LOOPBACK): Promise<boolean> {
-  return (await listenFor(port, host)) !== null;
+  return (await listenProblem(port, host)) === null;
 }
 
-/** The port that could be listened on, or null. */
-function listenFor(port: number, host: string): Promise<number | null> {
-  return new Promise((resolve) => {
+/** Why one cannot listen there, as Node's error code (EADDRINUSE, EADDRNOTAVAIL, EACCES …); null when one can. */
+export function listenProblem(port: number, host: string): Promise<string | null> {
+  return listenFor(port, host).then(
+    () => null,
+    (error: unknown) => errorCode(error) ?? String(error),
+  );
+}
+
+/** Listens for a moment; the port that it was. */
+function listenFor(port: number, host: string): Promise<number> {
+  return new Promise((resolve, reject) => {
     const server = createServer();
-    server.once("error", () => resolve(null));
+    server.once("error", reject);
     server.listen(port, host, () => {
       const address = server.address();
-      server.close(() => resolve(address !== null && typeof address === "object" ? address.port : null));
+      server.close(() => {
+        if (address !== null && typeof address === "object") resolve(address.port);
+        else reject(new Error("a TCP server without a port"));
+      });
     });
   });
 }

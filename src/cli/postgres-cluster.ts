@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { Type, type Static } from "typebox";
 import { Compile } from "typebox/compile";
 
+import { makeFolders } from "./folders.ts";
 import { freePort } from "./ports.ts";
 import { findPostgres, type PostgresBinaries } from "./postgres-binaries.ts";
 import { errorCode, UserError } from "./user-error.ts";
@@ -44,7 +45,7 @@ export function urlOf({ port, password }: Connection): string {
 export async function createCluster(dataDir: string, onStep: (step: string) => void): Promise<Cluster> {
   const home = join(dataDir, "postgres");
   try {
-    await mkdir(dataDir, { recursive: true, mode: 0o711 });
+    await makeFolders(dataDir, 0o711);
     // 0711 and not 0700: as root, PostgreSQL runs as another user who must pass through.
     await writeFile(join(dataDir, ".writable"), "");
     await rm(join(dataDir, ".writable"));
@@ -160,6 +161,7 @@ function unusable(path: string, error: unknown): UserError {
     ENOSPC: "the disk is full",
     ENOTDIR: "it is not a folder",
     EEXIST: "it is not a folder",
+    ENOENT: "no folder can be made there",
   };
   const reason = reasons[errorCode(error) ?? ""] ?? String(error);
   return new UserError(

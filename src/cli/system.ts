@@ -24,10 +24,10 @@ import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 import { openBlobs, openDatabase, type Parts } from "./context.ts";
 import { poolStatesFromTraffic } from "./pool-states.ts";
-import { findPortHolder } from "./ports.ts";
-import { findRunningServer, noteRunningServer } from "./running-server.ts";
+import { alreadyServing, cannotListen, preflight } from "./preflight.ts";
+import { noteRunningServer } from "./running-server.ts";
 import type { Steps } from "./steps.ts";
-import { errorCode, UserError } from "./user-error.ts";
+import { errorCode } from "./user-error.ts";
 import { workerDatabaseUrl, workerEnv } from "./worker-access.ts";
 
 /** The program of an inference worker, as the fleet starts it. */
@@ -58,6 +58,7 @@ export async function startSystem(config: Config, log: Log, steps: Steps): Promi
 async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): Promise<System> {
   const clock = systemClock;
   const manifests = await loadManifests(config.MODELS_DIR);
+  await preflight(config, manifests);
   const { db, url: ownerUrl, embedded } = await openDatabase(config, log, parts, (step) => steps.begin(step));
   if (embedded && !(await embedded.claimServe())) throw await alreadyServing(config.DATA_DIR);
   steps.done(embedded ? "database" : "database (DATABASE_URL)");
@@ -113,7 +114,8 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     log: gatewayLog,
     registry,
   }).catch(async (error: unknown) => {
-    throw errorCode(error) === "EADDRINUSE" ? await portInUse(config.PORT) : error;
+    // Somebody took the port since we looked.
+    throw errorCode(error) === "EADDRINUSE" ? await cannotListen(config, "EADDRINUSE") : error;
   });
   parts.push(["gateway", gateway]);
   steps.done(`gateway on ${gateway.url}`);
@@ -132,21 +134,4 @@ export async function untilWarm({ manifests, fleet }: System, signal: AbortSigna
     await delay(WARM_POLL_MS);
   }
   return false;
-}
-
-async function alreadyServing(dataDir: string): Promise<UserError> {
-  const other = await findRunningServer(dataDir);
-  return new UserError(
-    `Dream Engine already runs on ${dataDir}` +
-      (other ? `: process ${other.pid}, ${other.url}\n` : ".\n") +
-      "Use that one, stop it first, or start another one with its own data: DATA_DIR=another-folder PORT=8081 npm start",
-  );
-}
-
-async function portInUse(port: number): Promise<UserError> {
-  const holder = await findPortHolder(port);
-  return new UserError(
-    `Port ${port} is in use${holder === null ? "" : ` by ${holder}`}.\n` +
-      `Stop that program, or choose another port: PORT=${port === 8080 ? 8081 : 8080} npm start (PORT=0 picks a free one)`,
-  );
 }

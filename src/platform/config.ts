@@ -70,7 +70,7 @@ export const SETTINGS = {
   ),
   BLOB_URL: setting("blob store; unset: DATA_DIR/blobs", undefined, "file:///absolute/path", url("file:")),
   PUBLIC_URL: setting(
-    "base URL that clients reach us under; unset: http://HOST:PORT",
+    "base URL that clients reach us under; unset: the one that each request used (its Host header)",
     undefined,
     "http://… or https://…",
     (text) => url("http:", "https:")(text)?.replace(/\/+$/, "") ?? null,
