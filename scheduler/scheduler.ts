@@ -1,7 +1,8 @@
 /**
  * The one scheduler that acts. Any number of processes run this; whoever holds the advisory lock leads, the others
- * wait and take over. Each leader has an epoch that every write of its rounds names, because a lock alone does not
- * stop a leader that lost it without noticing.
+ * wait and take over. Each leader has an epoch that its dispatches and its looks at dispatched rollouts name, because a
+ * lock alone does not stop a leader that lost it without noticing. Ending a rollout whose time or client is gone needs no
+ * epoch (the first end counts, whoever brings it), nor does deleting what is old.
  */
 import type { Registry } from "prom-client";
 

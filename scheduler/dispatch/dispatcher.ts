@@ -10,7 +10,8 @@ import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
-import { markDispatched, predictJobOf, readBacklog, readInFlight } from "#rollouts/dispatch.ts";
+import { markDispatched, predictJobOf, readBacklog, readCalledOff, readInFlight } from "#rollouts/dispatch.ts";
+import { withdraw } from "#rollouts/withdraw.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue, PRIORITY_OF_LANE } from "#queue/queues.ts";
 
@@ -78,10 +79,17 @@ async function dispatchModel(manifest: Manifest, options: DispatcherOptions, sig
   if (chosen.length === 0 || signal.aborted) return;
 
   const ids = chosen.map((row) => row.id);
-  for (const rollout of await markDispatched(db, epoch, ids)) {
+  const dispatched = await markDispatched(db, epoch, ids);
+  for (const rollout of dispatched) {
     const priority = PRIORITY_OF_LANE[rollout.lane];
     const added = queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout), { priority });
     await within(QUEUE_TIMEOUT_MS, "add predict job", added);
     metrics.dispatched.inc({ model });
   }
+  // Whoever called one off between the commit and the add found no job to remove.
+  const calledOff = await readCalledOff(
+    db,
+    dispatched.map(({ id }) => id),
+  );
+  for (const rollout of calledOff) await withdraw(options, rollout);
 }

@@ -9,17 +9,26 @@ export interface LeaseTrust {
   roundEnded(nowMs: number): void;
 }
 
-/** Rounds further apart than half a lease are an interruption: a lease renewed just before it may still look alive. */
+/**
+ * More than half a lease between two rounds, or within one, is an interruption: a lease renewed just before it may still
+ * look alive.
+ */
 export function createLeaseTrust(leaseMs: number, startedMs: number): LeaseTrust {
   let steadySinceMs = startedMs;
-  let lastRoundMs = startedMs;
+  let begunMs = startedMs;
+  let endedMs = startedMs;
+  const lookForInterruption = (sinceMs: number, nowMs: number): void => {
+    if (nowMs - sinceMs > leaseMs / 2) steadySinceMs = nowMs;
+  };
   return {
     isSteady(nowMs) {
-      if (nowMs - lastRoundMs > leaseMs / 2) steadySinceMs = nowMs;
+      lookForInterruption(endedMs, nowMs);
+      begunMs = nowMs;
       return nowMs - steadySinceMs >= leaseMs;
     },
     roundEnded(nowMs) {
-      lastRoundMs = nowMs;
+      lookForInterruption(begunMs, nowMs);
+      endedMs = nowMs;
     },
   };
 }

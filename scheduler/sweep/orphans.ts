@@ -1,7 +1,7 @@
 /**
- * Blobs that no row names: inputs of requests that were refused or died after the upload, and files of attempts that
- * did not win. Rollout ids are random, so their first digits cut the store into equal parts; one part is looked at a
- * round, which bounds the work of a round and still reaches everything in about an hour.
+ * Blobs that no row names: inputs of requests that were refused or died after the upload, and files of attempts and
+ * runs that did not win. Rollout ids are random, so their first digits cut the store into equal parts; one part is
+ * looked at a round, which bounds the work of a round and still reaches everything in about an hour.
  */
 import { blobKeys } from "#contract/jobs.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
@@ -22,10 +22,11 @@ export function rolloutIdOf(key: string): string | null {
 }
 
 /** `row` is undefined when no rollout has the key's id. */
-export function isOrphan(key: string, row: Pick<Rollout, "id" | "status" | "attempt"> | undefined): boolean {
+export function isOrphan(key: string, row: Pick<Rollout, "id" | "status" | "attempt" | "result"> | undefined): boolean {
   if (!row) return true;
   if (row.status === "queued" || row.status === "dispatched") return false;
   if (key === blobKeys.frame(row.id) || key === blobKeys.actions(row.id)) return false;
-  // Attempts count up and only the last one can win.
-  return row.status !== "succeeded" || !key.startsWith(`rollouts/${row.id}/${row.attempt}/`);
+  if (row.result === null) return true;
+  // Of several runs of an attempt (one of them on a worker that had frozen) only one was settled.
+  return key !== blobKeys.result(row.id, row.attempt) && !row.result.video_keys.includes(key);
 }

@@ -22,7 +22,7 @@ export type Action =
   | { readonly kind: "wait" }
   /** Its job is gone and left nothing: the same id again. */
   | { readonly kind: "add_again" }
-  /** `cancel`: a worker may still be running it and should stop. */
+  /** `cancel`: its job waits, or a worker is still running it, and should not. */
   | { readonly kind: "settle"; readonly outcome: Outcome; readonly cancel: boolean };
 
 /** A worker gives up at the deadline by itself and reports; this is its time to do so. */

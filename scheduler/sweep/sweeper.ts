@@ -16,6 +16,7 @@ import { predictQueue, PRIORITY_OF_LANE, settlementQueue } from "#queue/queues.t
 import { predictJobOf } from "#rollouts/dispatch.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import { settle } from "#rollouts/settle.ts";
+import { withdraw } from "#rollouts/withdraw.ts";
 import { readAbandoned } from "#rollouts/leases.ts";
 import { nextOverdue, postpone, readExpired } from "#rollouts/sweep.ts";
 
@@ -80,36 +81,40 @@ async function endAbandoned(options: SweeperOptions, signal: AbortSignal): Promi
 }
 
 async function end(options: SweeperOptions, id: RolloutId, outcome: Outcome, why: string): Promise<void> {
-  const { settled } = await settle(options.db, id, null, outcome);
-  if (settled) await announce(options, id, outcome, { why, cancel: true });
+  const { settled, rollout } = await settle(options.db, id, null, outcome);
+  if (settled && rollout) await announce(options, rollout, outcome, { why, cancel: true });
 }
 
-/** Looks at the dispatched rollout that is most overdue; false when there is none. */
+/**
+ * Looks at the dispatched rollout that is most overdue; false when there is none, or when the look failed: where the
+ * queue is away, every further look of this round would wait for it as long, and deadlines and stop() behind them.
+ */
 async function lookAtNext(options: SweeperOptions): Promise<boolean> {
   const { db, epoch, clock } = options;
   const looked = await db.transaction(async (tx) => {
     const rollout = await nextOverdue(tx, epoch, new Date(clock.now()));
     if (!rollout) return null;
     const action = await lookAt(rollout, options);
-    await act(tx, rollout, action, options);
+    // Put off like any other, or this row would keep those behind it from their looks.
+    await act(tx, rollout, action ?? { kind: "wait" }, options);
     return { rollout, action };
   });
-  if (!looked) return false;
+  if (!looked?.action) return false;
   const { rollout, action } = looked;
   options.metrics.swept.inc({ action: action.kind });
   if (action.kind === "settle") {
-    await announce(options, rollout.id, action.outcome, { why: "stuck", cancel: action.cancel });
+    await announce(options, rollout, action.outcome, { why: "stuck", cancel: action.cancel });
   }
   return true;
 }
 
-/** A look that fails is put off like any other, or this row would keep those behind it from theirs. */
-async function lookAt(rollout: Rollout, options: SweeperOptions): Promise<Action> {
+/** Null when the look failed. */
+async function lookAt(rollout: Rollout, options: SweeperOptions): Promise<Action | null> {
   try {
     return decide(await gatherFacts(rollout, options));
   } catch (error) {
     options.log.error({ err: error, rollout_id: rollout.id }, "could not look at a rollout; trying again later");
-    return { kind: "wait" };
+    return null;
   }
 }
 
@@ -136,10 +141,13 @@ async function readResult(blobs: BlobStore, { id, attempt }: Rollout, log: Log):
     if (error instanceof BlobNotFound) return null;
     throw error;
   }
-  const value: unknown = JSON.parse(text);
-  if (rolloutResult.Check(value)) return value;
-  log.error({ key }, "result.json is not valid; it counts as missing");
-  return null;
+  try {
+    return rolloutResult.Parse(JSON.parse(text));
+  } catch (error) {
+    // It will not get better: a look that failed over it each time would never end the rollout.
+    log.error({ err: error, key }, "result.json is not valid; it counts as missing");
+    return null;
+  }
 }
 
 async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, log }: SweeperOptions): Promise<void> {
@@ -159,12 +167,13 @@ async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, l
 }
 
 async function announce(
-  { queues, log }: SweeperOptions,
-  id: RolloutId,
+  options: SweeperOptions,
+  rollout: Rollout,
   outcome: Outcome,
   { why, cancel }: { why: string; cancel: boolean },
 ): Promise<void> {
-  log.warn({ rollout_id: id, outcome: outcome.kind, why }, "the sweep settled a rollout");
-  if (cancel) await queues.signals.publish({ kind: "cancel", rollout_id: id });
-  await queues.signals.publish({ kind: "finished", rollout_id: id });
+  const { queues, log } = options;
+  log.warn({ rollout_id: rollout.id, outcome: outcome.kind, why }, "the sweep settled a rollout");
+  if (cancel) await withdraw(options, rollout);
+  await queues.signals.publish({ kind: "finished", rollout_id: rollout.id });
 }

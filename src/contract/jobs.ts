@@ -99,11 +99,16 @@ export const SettlementJob = Type.Object(
 );
 export type SettlementJob = Static<typeof SettlementJob>;
 
-/** Blob keys of a rollout. Attempt-scoped outputs: two live executors cannot overwrite each other. */
+/**
+ * Blob keys of a rollout. A worker that freezes and comes back may still run an attempt that runs elsewhere by now, so
+ * the videos of every run have keys of their own and are never overwritten. A `result.json` names those of one run;
+ * the last one written stays, the settled row says which run counts.
+ */
 export const blobKeys = {
   frame: (rolloutId: string) => `rollouts/${rolloutId}/start_frame.png`,
   actions: (rolloutId: string) => `rollouts/${rolloutId}/actions.f32`,
-  video: (rolloutId: string, attempt: number, candidate: number) =>
-    `rollouts/${rolloutId}/${attempt}/rollout_${String(candidate).padStart(3, "0")}.mp4`,
+  /** `runId` is random: one execution of the attempt. */
+  video: (rolloutId: string, attempt: number, runId: string, candidate: number) =>
+    `rollouts/${rolloutId}/${attempt}/${runId}/rollout_${String(candidate).padStart(3, "0")}.mp4`,
   result: (rolloutId: string, attempt: number) => `rollouts/${rolloutId}/${attempt}/result.json`,
 } as const;

@@ -10,6 +10,7 @@ import { fastify, type FastifyBaseLogger, type FastifyInstance, type FastifyRequ
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId } from "#contract/ids.ts";
 import { BODY_BYTES_MAX } from "#contract/limits.ts";
+import { connectAlone } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { predictQueue } from "#queue/queues.ts";
@@ -18,7 +19,7 @@ import { createBackground } from "./background.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
 import { createByteBudget } from "./input/byte-budget.ts";
 import { createFrameNormaliser } from "./input/frame.ts";
-import { startLease } from "./lease.ts";
+import { LEASE_TIMEOUT_MS, startLease } from "./lease.ts";
 import { createModels, type Model } from "./models.ts";
 import { addAnswerEnd } from "./plugins/answer-end.ts";
 import { addErrors, answerFrameworkError, createClientErrorAnswer } from "./plugins/errors.ts";
@@ -85,7 +86,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const background = createBackground(log);
   const queueOf = memoised((model: string) => predictQueue(queues, model));
   const waits = await createFinishWaits({ db, queues, clock, log });
-  const lease = await startLease(db, random, log);
+  const lease = await startLease({ connect: () => connectAlone(db, LEASE_TIMEOUT_MS), random, log });
   const limiter = createRateLimiter(clock);
   const keyed = [createKeyCheck(app, { db, auth: config.AUTH, clock, random, limiter }), createKeyRateLimit(limiter)];
 

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 
-import { DatabaseError, Pool, type PoolClient, TypeOverrides, types as driverTypes } from "pg";
+import { Client, DatabaseError, Pool, type PoolClient, TypeOverrides, types as driverTypes } from "pg";
 
 import type { Service } from "./lifecycle.ts";
 import type { Log } from "./log.ts";
@@ -30,7 +30,7 @@ export interface DatabaseOptions {
 
 const POOL_MAX = 10;
 /** Longer than any healthy statement of ours by two orders; ends what waits behind a lock that nobody gives up. */
-const STATEMENT_TIMEOUT_MS = 15_000;
+export const STATEMENT_TIMEOUT_MS = 15_000;
 /** The client's own bound, for a server that stopped answering: later than the server's, which leaves a better error. */
 const QUERY_TIMEOUT_MS = 20_000;
 /** How long a caller waits for a free connection or a new one. */
@@ -89,8 +89,31 @@ export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions
   };
 }
 
+/** A connection outside the pool. */
+export interface Connection extends Sql {
+  /** Does not wait for a server that no longer answers. */
+  close(): void;
+}
+
+/** For what must not wait behind others for the pool; connecting and each statement take at most `timeoutMs`. */
+export async function connectAlone({ pool }: Database, timeoutMs: number): Promise<Connection> {
+  const client = new Client({
+    ...pool.options,
+    connectionTimeoutMillis: timeoutMs,
+    statement_timeout: timeoutMs,
+    query_timeout: timeoutMs,
+  });
+  // The next statement fails and says so; without a listener it would end the process.
+  client.on("error", () => undefined);
+  await client.connect();
+  return {
+    query: (text, params) => queryOn(client, text, params),
+    close: () => void client.end().catch(() => undefined),
+  };
+}
+
 async function queryOn<Row>(
-  target: Pool | PoolClient,
+  target: Pool | Client | PoolClient,
   text: string,
   params: readonly unknown[] | undefined,
 ): Promise<Row[]> {

@@ -5,7 +5,7 @@
  * - a fetch under way while pausing: BullMQ still hands that job over, so the processor puts it straight back;
  * - a lock lost while its holder lives (the backend was away for longer than it lasts): BullMQ hands the same job to the
  *   same process a second time, which goes on with the run it has, under the new lock;
- * - a bounded stop: `worker.close()` waits for a hung handler for ever.
+ * - a bounded stop: `worker.close()` waits for a hung handler for ever, or leaves its job to be counted as stalled.
  */
 import { DelayedError, type Job, UnrecoverableError, Worker } from "bullmq";
 
@@ -36,7 +36,9 @@ const DRAIN_DELAY_S = 5;
 const RETRY_DELAY_MS = 1_000;
 
 /** Together with the closing of connections below the 10 s that a service may take to stop. */
-const GRACE_MS = 5_000;
+const GRACE_MS = 4_000;
+/** For a backend that answers this takes milliseconds. */
+const PUT_BACK_TIMEOUT_MS = 1_500;
 const CLOSE_TIMEOUT_MS = 2_000;
 const PROBE_INTERVAL_MS = 5_000;
 /** Out of reach for this long: a fresh process has better chances than this one. */
@@ -47,6 +49,7 @@ interface Lock {
   token: string;
 }
 interface Run {
+  readonly job: Job;
   readonly lock: Lock;
   readonly ended: Promise<void>;
 }
@@ -98,21 +101,23 @@ export async function startConsumer<Connection, Data>({
     if (job.stalledCounter > STALLED_MAX) {
       return giveUp(id, data, `its worker died ${job.stalledCounter} times`);
     }
+    const stillOurs = async (): Promise<boolean> => !letGo && (await job.extendLock(lock.token, LOCK_MS)) > 0;
     let released = false;
     await options.handle({
       id,
       data,
       stalledCount: job.stalledCounter,
+      stillOurs,
       async release(next) {
         // updateData asks nobody whose job it is: without this, new data could reach a job that runs elsewhere by now.
-        if (letGo || !(await job.extendLock(lock.token, LOCK_MS))) throw new Error(`job ${id} is no longer ours`);
+        if (!(await stillOurs())) throw new Error(`job ${id} is no longer ours`);
         await job.updateData(next);
         await letGoOf();
         released = true;
       },
     });
     // Tells BullMQ that the job has been moved already.
-    if (released) throw new DelayedError();
+    if (released || letGo) throw new DelayedError();
   }
 
   async function process(job: Job, token = ""): Promise<void> {
@@ -125,7 +130,7 @@ export async function startConsumer<Connection, Data>({
     }
     const lock: Lock = { token };
     const ended = run(id, job, lock);
-    inHand.set(id, { lock, ended });
+    inHand.set(id, { job, lock, ended });
     try {
       await ended;
     } finally {
@@ -159,6 +164,14 @@ export async function startConsumer<Connection, Data>({
     brokenAfterMs: BROKEN_AFTER_MS,
   });
 
+  /** Never rejects: what cannot be put back has just ended, or becomes stalled. */
+  async function putBackAll(): Promise<void> {
+    const parts = [...inHand].map(async ([id, { job, lock }]) => {
+      await putBack(job, lock).catch((error: unknown) => log.warn({ err: error, job: id }, "could not put back a job"));
+    });
+    await Promise.all(parts);
+  }
+
   async function stop(graceMs: number): Promise<void> {
     watch.stop();
     taking = false;
@@ -167,6 +180,9 @@ export async function startConsumer<Connection, Data>({
     if (!idle) {
       log.warn({ jobs: inHand.size, grace_ms: graceMs }, "stopped with jobs in hand; they will run elsewhere");
       letGo = true;
+      if (!(await settlesWithin(PUT_BACK_TIMEOUT_MS, putBackAll()))) {
+        log.warn({ timeout_ms: PUT_BACK_TIMEOUT_MS }, "could not put back every job in time; they become stalled");
+      }
       // A forced close leaves a blocked fetch waiting for its own timeout.
       worker.getBackend().disconnectBlocking(false).catch(warn);
     }

@@ -47,6 +47,11 @@ export interface ActiveJob<Data> {
    * This consumer may take it again unless it is paused. Rejects when the job is no longer ours.
    */
   release(data: Data): Promise<void>;
+  /**
+   * False when another worker may have the job by now: this one was frozen, or out of the queue's reach, for longer
+   * than its lock lasts, or was stopped. True renews the lock.
+   */
+  stillOurs(): Promise<boolean>;
 }
 
 export interface Consumer extends Service {
@@ -54,7 +59,10 @@ export interface Consumer extends Service {
   pause(): Promise<void>;
   /** Takes jobs again after `pause`. */
   resume(): Promise<void>;
-  /** Pauses, waits for the jobs in hand up to `graceMs`, then lets go of them (they become stalled elsewhere). */
+  /**
+   * Pauses, waits for the jobs in hand up to `graceMs`, then puts them back as `release` does, their data unchanged:
+   * a worker that is told to stop has not died of them.
+   */
   stop(graceMs?: number): Promise<void>;
   /** Rejects nothing, resolves when the consumer can no longer work (backend out of reach for long); for supervisors. */
   readonly broken: Promise<Error>;

@@ -163,9 +163,9 @@ async function readPayer(sql: Sql, r: NewRollout): Promise<{ balance: Mils; char
   return { balance: row.balance_mils, charge: mils(BigInt(framesOf(r)) * BigInt(row.price)) };
 }
 
-/** 402 with the object that the published client expects as `detail`. */
-export function insufficientCredits(balance: Mils, requested: Mils): ApiError {
-  const message = `this costs $${usdText(requested)} and the balance is $${usdText(balance)}: top up and try again`;
+/** 402 with the object that the published client expects as `detail`. `what` is said to cost `requested`. */
+export function insufficientCredits(balance: Mils, requested: Mils, what = "this"): ApiError {
+  const message = `${what} costs $${usdText(requested)} and the balance is $${usdText(balance)}: top up and try again`;
   return new ApiError("insufficient_credits", message, {
     detail: {
       message,

@@ -47,6 +47,14 @@ export async function markDispatched(sql: Sql, epoch: bigint, ids: readonly Roll
   );
 }
 
+/** Those of `ids` that were called off. */
+export function readCalledOff(sql: Sql, ids: readonly RolloutId[]): Promise<Rollout[]> {
+  return sql.query<Rollout>(
+    `SELECT ${ROLLOUT_COLUMNS} FROM rollouts WHERE id = ANY ($1) AND status IN ('cancelled', 'expired')`,
+    [ids],
+  );
+}
+
 /** The job of the rollout's current attempt. */
 export function predictJobOf(rollout: Rollout): PredictJob {
   return {

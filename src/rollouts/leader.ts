@@ -5,7 +5,7 @@
 import type { Database } from "#platform/database.ts";
 
 export interface Leadership {
-  /** Names this term; every write of a scheduler is bound to it by `fencedBy`. */
+  /** Names this term; what must not happen in two terms at once is bound to it by `fencedBy`. */
   readonly epoch: bigint;
   /** Resolves, never rejects, when the connection that holds the lock is gone, and with it the leadership. */
   readonly lost: Promise<Error>;

@@ -25,6 +25,14 @@ export function canTransition(from: RolloutStatus, to: RolloutStatus): boolean {
   return (NEXT[from] as readonly RolloutStatus[]).includes(to); // widened: `includes` of a tuple takes its members only
 }
 
+/**
+ * Ends that gave nobody anything, and refunded all of it. Which of the two a rollout meets at its deadline is a race, so
+ * they mean the same to a retry: its idempotency key is free again, and it runs anew.
+ */
+export function isCalledOff(status: RolloutStatus): boolean {
+  return status === "cancelled" || status === "expired";
+}
+
 export function isTerminal(status: RolloutStatus): status is TerminalStatus {
   return NEXT[status].length === 0;
 }

@@ -1,6 +1,6 @@
 /**
  * The only way a rollout ends: terminal state, refund of what was not delivered, and the release of its idempotency
- * key where it was cancelled, in one statement. The settlement worker, cancellation and the sweep all call this, as
+ * key where it was called off, in one statement. The settlement worker, cancellation and the sweep all call this, as
  * often as they like: the first one settles. Row locks in the order rollout → account → idempotency key.
  */
 import type { RolloutId } from "#contract/ids.ts";
@@ -23,8 +23,8 @@ export interface Settled {
  * `frames_delivered` is cut at what was charged for, and everything undelivered is refunded, whatever the outcome: a
  * success that brought fewer frames than it was paid for refunds the rest.
  *
- * A cancelled rollout has answered nobody, so its idempotency key is set free and the customer's retry runs anew;
- * any other end keeps the key, and a retry is told the same end. The DELETE looks at `moved` to come after it:
+ * A rollout that was called off (isCalledOff) gave nobody anything, so its idempotency key is set free and the customer's
+ * retry runs anew; any other end keeps the key, and a retry is told the same end. The DELETE looks at `moved` to come after it:
  * whoever inserts an idempotency key holds its account, so the account must be locked first here too.
  */
 const SETTLE = `
@@ -47,7 +47,7 @@ const SETTLE = `
   ), ${postEntry("refund")},
   released AS (
     DELETE FROM idempotency_keys
-     WHERE rollout_id = (SELECT id FROM ended WHERE status = 'cancelled') AND (SELECT count(*) FROM moved) >= 0
+     WHERE rollout_id = (SELECT id FROM ended WHERE status IN ('cancelled', 'expired')) AND (SELECT count(*) FROM moved) >= 0
   )
   SELECT ${ROLLOUT_COLUMNS} FROM ended`;
 

@@ -1,6 +1,5 @@
 /** What the sweep reads and writes; what it decides is in scheduler/sweep. */
 import type { RolloutId } from "#contract/ids.ts";
-import type { RolloutStatus } from "#contract/rollout.ts";
 import type { Sql } from "#platform/database.ts";
 
 import { fencedBy } from "./leader.ts";
@@ -38,8 +37,8 @@ export async function readExpired(sql: Sql, now: Date, limit: number): Promise<R
 export function readOwners(
   sql: Sql,
   ids: readonly string[],
-): Promise<{ id: RolloutId; status: RolloutStatus; attempt: number }[]> {
-  return sql.query(`SELECT id, status, attempt FROM rollouts WHERE id = ANY ($1)`, [ids]);
+): Promise<Pick<Rollout, "id" | "status" | "attempt" | "result">[]> {
+  return sql.query(`SELECT id, status, attempt, result FROM rollouts WHERE id = ANY ($1)`, [ids]);
 }
 
 /** Forgets idempotency keys used before `before`, at most `limit` at a time; returns how many. */

@@ -66,7 +66,7 @@ export async function runClientSuite(options: ClientSuiteOptions): Promise<Clien
 }
 
 /** A virtual environment with the client, made once per set of requirements; gives its python. */
-async function ensureClient(): Promise<string> {
+export async function ensureClient(): Promise<string> {
   const requirements = await readFile(REQUIREMENTS);
   const name = createHash("sha256").update(requirements).digest("hex").slice(0, 12);
   const folder = join(CACHE_DIR, name);

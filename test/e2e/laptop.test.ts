@@ -2,12 +2,13 @@
  * The newcomer's ten minutes, on the real model and nothing but what this repository brings: the demo, then the server
  * on the data that the demo left, the published Python client against it, Ctrl-C, and what is left behind (nothing).
  */
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
 
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
@@ -15,7 +16,7 @@ import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 import { countFrames } from "#cli/video-frames.ts";
 
 import { run, start, type Started } from "../cli/command.ts";
-import { type ClientCheck, clientCheckNames, runClientSuite } from "../client/run-client-suite.ts";
+import { type ClientCheck, clientCheckNames, ensureClient, runClientSuite } from "../client/run-client-suite.ts";
 
 const START_TIMEOUT_MS = 90_000;
 const SUITE_TIMEOUT_MS = 10 * 60_000;
@@ -73,6 +74,24 @@ describe("npm start on the data that the demo left", () => {
 
   test.for(names)("the published Python client %s, on the real model", (name) => {
     expect(checks.find((check) => check.name === name)).toEqual({ name, error: null });
+  });
+
+  test("the README's curl and Python do what it says", { timeout: START_TIMEOUT_MS }, async () => {
+    const { api_key } = await mint("reader@example.com", "1.00");
+    symlinkSync(resolve("models"), join(home, "models"));
+    const options = { cwd: home, env: { ...process.env, DREAM_API_KEY: api_key } };
+    const readme = readFileSync("README.md", "utf8").replaceAll("http://127.0.0.1:8080", url);
+    const curl = /^curl (?:.*\\\n)*.*$/m.exec(readme)?.[0] ?? "";
+    const python = /^```python\n([^]*?)^```$/m.exec(readme)?.[1] ?? "";
+
+    rmSync(video);
+    await promisify(execFile)("sh", ["-c", curl], options);
+    expect(await countFrames(await findFfmpeg(undefined), video)).toBe(49);
+
+    rmSync(video);
+    const { stdout } = await promisify(execFile)(await ensureClient(), ["-c", python], options);
+    expect(stdout.trim()).toBe("0.0245 0.951"); // what it cost, and $1.00 less two rollouts
+    expect(await countFrames(await findFfmpeg(undefined), video)).toBe(49);
   });
 
   test("the demo's customer is still there, with its balance", async () => {

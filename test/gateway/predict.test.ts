@@ -27,8 +27,8 @@ beforeEach(() => {
   t.worker.fate = "succeed";
 });
 
-const row = async (requestId: unknown): Promise<Rollout | undefined> =>
-  (await t.db.query<Rollout>(`SELECT * FROM rollouts WHERE request_id = $1`, [requestId]))[0];
+const row = async (value: unknown, column: "id" | "request_id" = "request_id"): Promise<Rollout | undefined> =>
+  (await t.db.query<Rollout>(`SELECT * FROM rollouts WHERE ${column} = $1`, [value]))[0];
 
 describe("POST /v1/predict", () => {
   test("answers with the video and what it cost", async () => {
@@ -298,6 +298,16 @@ describe("a paid video that did not arrive", () => {
     await t.db.query(`UPDATE rollouts SET finished_at = finished_at - interval '16 minutes' WHERE id = $1`, [id]);
     expect((await postForm(t.app, "/v1/predict", key.api_key, await predictParts())).statusCode).toBe(402);
   });
+});
+
+test("a paid video that got lost on the way and in the store is dreamt again by whoever repeats the request", async () => {
+  const key = await t.newKey(mils(2 * 245));
+  const id = await undelivered(key, await predictParts());
+  for (const name of (await row(id, "id"))?.result?.video_keys ?? []) await t.blobs.delete(name);
+  const again = await postForm(t.app, "/v1/predict", key.api_key, await predictParts());
+  expect(again.statusCode).toBe(200);
+  expect(again.headers["x-dreamengine-rollout-id"]).not.toBe(id);
+  expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
 });
 
 test("the same payload several times at once, or right after each other, is several rollouts", async () => {

@@ -4,11 +4,16 @@ import { connect, type Socket } from "node:net";
 
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 
+import { jobIdOf } from "#contract/ids.ts";
 import { mils } from "#contract/mils.ts";
 import { DEFAULT_BOUNDS } from "#gateway/gateway-parts.ts";
 import type { CreatedKey } from "#keys/keys.ts";
+import { predictQueue } from "#queue/queues.ts";
 import type { Signal } from "#queue/signals.ts";
+import { predictJobOf } from "#rollouts/dispatch.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
 import { assertBooksBalance } from "#test/support/ledger.ts";
+import { untilWaitingForLocks } from "#test/support/postgres.ts";
 
 import { booksOf, eventually } from "./support/books.ts";
 import { FORM_TYPE, formBody, type Part, postForm, predictParts, rolloutParts } from "./support/requests.ts";
@@ -93,6 +98,19 @@ describe("a caller that goes away", () => {
     );
   });
 
+  test("before a worker took its job: the job is taken out of the queue", async () => {
+    t.worker.fate = "hang dispatched";
+    const socket = await send("/v1/predict", await predictParts());
+    const [row] = await untilStatus("dispatched");
+    const [rollout] = await t.db.query<Rollout>(`SELECT * FROM rollouts WHERE id = $1`, [row?.id]);
+    if (!rollout) throw new Error("no rollout");
+    const queue = predictQueue(t.queues, rollout.model);
+    await queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout));
+    socket.destroy();
+    await untilStatus("cancelled");
+    await expect.poll(() => queue.find(jobIdOf(rollout.id, rollout.attempt)), { timeout: 5_000 }).toBeNull();
+  });
+
   test("while its request is still arriving: nothing happened", async () => {
     const before = await booksOf(t, key.customer_id);
     const body = formBody(await predictParts());
@@ -158,6 +176,26 @@ describe("a caller that goes away", () => {
     expect((await rows()).map(({ status }) => status)).toEqual(["succeeded"]);
   });
 
+  test("while another one waits at another server under the same idempotency key: that one's runs anew", async () => {
+    t.worker.fate = "hang";
+    const parts = await rolloutParts("{}");
+    const header = { "Idempotency-Key": "two-servers" };
+    const first = await send("/v1/rollouts", parts, header);
+    const [called] = await untilStatus("queued");
+    const second = postForm(t.app, "/v1/rollouts", key.api_key, parts, header);
+    await eventually(
+      () => Promise.resolve(deleted.length),
+      (count) => count === 2,
+    );
+    t.worker.fate = "succeed";
+    first.destroy();
+    const answer = await second;
+    expect(answer.statusCode).toBe(200);
+    expect(answer.json().id).not.toBe(called?.id);
+    expect((await rows()).map(({ status }) => status)).toEqual(["cancelled", "succeeded"]);
+    expect((await booksOf(t, key.customer_id)).balance).toBe(0n);
+  });
+
   test("and repeats its request with the same idempotency key: it runs anew, charged once", async () => {
     t.worker.fate = "hang";
     const parts = await rolloutParts("{}");
@@ -207,6 +245,49 @@ describe("a database that goes away", () => {
       },
     ),
   );
+
+  test("while the debit waits for a lock, and the server goes on with it: 503, and refunded once it is done", async () => {
+    let cancellations = 0;
+    let committed: Promise<unknown> | undefined;
+    const own = await startTestGateway({}, (db) => ({
+      ...db,
+      async query<Row>(text: string, params?: readonly unknown[]): Promise<Row[]> {
+        const running = db.query<Row>(text, params);
+        if (text.includes("INSERT INTO rollouts")) {
+          committed = running;
+          await untilWaitingForLocks(db, 1);
+          throw new Error("Connection terminated unexpectedly");
+        }
+        const rows = await running;
+        if (text.includes("frames_delivered = least")) cancellations += 1;
+        return rows;
+      },
+    }));
+    try {
+      own.worker.fate = "hang";
+      const caller = await own.newKey(mils(245));
+      const holder = await own.db.pool.connect();
+      await holder.query("BEGIN");
+      await holder.query("SELECT FROM accounts WHERE customer_id = $1 FOR UPDATE", [caller.customer_id]);
+      const answer = await postForm(own.app, "/v1/predict", caller.api_key, await predictParts());
+      expect(answer.statusCode).toBe(503);
+      // Looked for while it is not there yet.
+      await eventually(
+        () => Promise.resolve(cancellations),
+        (count) => count > 0,
+      );
+      await holder.query("COMMIT");
+      holder.release();
+      await committed;
+      const books = await eventually(
+        () => booksOf(own, caller.customer_id),
+        ({ balance }) => balance === 245n,
+      );
+      expect(books).toMatchObject({ rollouts: 1, entries: 3 });
+    } finally {
+      await own.stop();
+    }
+  });
 
   test("while a call waits: waited out", () =>
     withBreaking(

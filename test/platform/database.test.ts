@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 
-import { createDatabase, type Database } from "#platform/database.ts";
+import { connectAlone, createDatabase, type Database } from "#platform/database.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
 
@@ -48,6 +48,18 @@ test("outlives its connections being cut, in the middle of a transaction too", a
     .poll(() => db.query("SELECT text FROM notes WHERE text = 'cut'").catch(() => "reconnecting"))
     .toEqual([]);
   await other.stop();
+});
+
+test("a connection of one's own waits neither for the pool nor for a statement that hangs", async () => {
+  const busy = createDatabase({ url: database.url, log: silentLog, poolMax: 1 });
+  const only = await busy.pool.connect();
+  const own = await connectAlone(busy, 500);
+  expect(await own.query("SELECT 7::bigint AS seven")).toEqual([{ seven: 7n }]);
+  await expect(own.query("SELECT pg_sleep(10)")).rejects.toThrow(/timeout/);
+  own.close();
+  await expect(own.query("SELECT 1")).rejects.toThrow(/closed|not queryable/);
+  only.release();
+  await busy.stop();
 });
 
 test("stopping twice is the same as once", async () => {

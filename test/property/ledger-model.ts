@@ -125,7 +125,8 @@ export function createLedgerModel(): LedgerModel {
     rollout.status = outcome.kind;
     rollout.refunded = (rollout.frames - Math.min(reported, rollout.frames)) * PRICE;
     if (rollout.refunded > 0) post("refund", rollout.refunded);
-    if (outcome.kind === "cancelled" && rollout.idempotency !== null) remembered.delete(rollout.idempotency);
+    if ((outcome.kind === "cancelled" || outcome.kind === "expired") && rollout.idempotency !== null)
+      remembered.delete(rollout.idempotency);
     return "done";
   }
 

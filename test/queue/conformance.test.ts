@@ -333,6 +333,7 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
       await started();
       await loseLock(on.address, id);
       await loseLock(on.address, id); // twice is given up when the worker died; this one lives
+      expect(await seen[0]?.stillOurs()).toBe(true);
       letGo();
       await on.gone(id);
       expect(seen).toHaveLength(1);
@@ -344,6 +345,8 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
       const id = newJobId();
       await on.queue.add(id, { n: 1 });
       await frozen.next("active");
+      frozen.tell("say whose");
+      expect(await frozen.next("ours")).toMatchObject({ ours: true });
       frozen.process.kill("SIGSTOP");
       const { handle, letGo, seen, started } = holding();
       const heir = await on.consume(handle);
@@ -351,6 +354,9 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
       expect(seen[0]).toMatchObject({ id, stalledCount: 1 });
 
       frozen.process.kill("SIGCONT");
+      frozen.tell("say whose");
+      expect(await frozen.next("ours")).toMatchObject({ ours: false });
+      expect(await seen[0]?.stillOurs()).toBe(true);
       frozen.tell("release");
       expect(await frozen.next("refused")).toMatchObject({ reason: expect.stringContaining("no longer ours") });
       expect(await on.queue.find(id)).toEqual({ state: "active", data: { n: 1 } });
@@ -360,8 +366,10 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
       await heir.stop();
     });
 
-    test("stop is bounded when a handler hangs; the job then runs elsewhere", async ({ on }) => {
-      const { handle, seen, started } = holding();
+    test("stop is bounded when a handler hangs; the job then runs elsewhere at once, not as one that killed its worker", async ({
+      on,
+    }) => {
+      const { handle, seen, started, letGo } = holding();
       const consumer = await on.consume(handle);
       const id = newJobId();
       await on.queue.add(id, { n: 1 });
@@ -370,8 +378,16 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
       await consumer.stop(300);
       expect(performance.now() - before).toBeLessThan(3_000);
       await expect(seen[0]?.release({ n: 2 })).rejects.toThrow("no longer ours");
+      expect(await seen[0]?.stillOurs()).toBe(false);
+      expect(await on.queue.find(id)).toEqual({ state: "waiting", data: { n: 1 } });
       const elsewhere = await on.consumeElsewhere();
-      expect(await elsewhere.next("active", RECOVERY_MS)).toMatchObject({ id, stalledCount: 1 });
+      expect(await elsewhere.next("active", 2_000)).toMatchObject({ id, data: { n: 1 }, stalledCount: 0 });
+
+      letGo(); // the handler that hung comes to its end, which is nobody's business any more
+      elsewhere.tell("say whose");
+      expect(await elsewhere.next("ours")).toMatchObject({ ours: true });
+      elsewhere.tell("finish");
+      await on.gone(id);
     });
 
     test("a job survives the SIGKILL of its worker once, then is given up", async ({ on }) => {

@@ -16,7 +16,9 @@ const consumer = await queue.consume({
   concurrency: 1,
   async handle(job) {
     tell({ type: "active", id: job.id, data: job.data, stalledCount: job.stalledCount });
-    if ((await told.promise) !== "release") return;
+    let message = await told.promise;
+    for (; message === "say whose"; message = await told.promise) tell({ type: "ours", ours: await job.stillOurs() });
+    if (message !== "release") return;
     await job.release({ n: 99 }).catch((error: unknown) => tell({ type: "refused", reason: String(error) }));
   },
   async onGivenUp(id, data, reason) {

@@ -50,8 +50,9 @@ export type FromConsumer =
   | { readonly type: "active"; readonly id: string; readonly data: unknown; readonly stalledCount: number }
   | { readonly type: "given-up"; readonly id: string; readonly data: unknown; readonly reason: string }
   | { readonly type: "refused"; readonly reason: string }
+  | { readonly type: "ours"; readonly ours: boolean }
   | { readonly type: "signal"; readonly signal: unknown };
-export type ToConsumer = "finish" | "release" | "stop";
+export type ToConsumer = "finish" | "release" | "stop" | "say whose";
 
 export interface ConsumerProcess {
   readonly process: ChildProcess;

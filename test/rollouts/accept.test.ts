@@ -13,6 +13,7 @@ import {
   assertBooksBalance,
   CHARGE,
   cancelled,
+  expired,
   failed,
   fingerprint,
   newCustomer,
@@ -145,11 +146,14 @@ test("idempotency keys of two customers have nothing to do with each other", asy
   expect(second.id).not.toBe(first.id);
 });
 
-test("a failed rollout is replayed, a cancelled one runs anew", async () => {
+test.each([
+  ["a cancelled", cancelled],
+  ["an expired", expired],
+])("a failed rollout is replayed, %s one runs anew", async (_, calledOff) => {
   const key = await newCustomer(db);
   const payload = { idempotency_key: "again", fingerprint: fingerprint("again") };
   const gone = await accept(db, key, payload);
-  await settle(db, gone.id, null, cancelled);
+  await settle(db, gone.id, null, calledOff);
 
   const retried = await acceptRollout(db, newRollout(key, payload));
   expect(retried.kind).toBe("accepted");

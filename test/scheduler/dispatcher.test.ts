@@ -103,6 +103,31 @@ test("a leader whose term is over dispatches nothing", async () => {
   expect((await fixture.read(id)).attempt).toBe(1);
 });
 
+test("a rollout that is cancelled between its commit and its job leaves no job behind", async () => {
+  const { db } = fixture.database;
+  const { id } = await accept(db, fixture.key);
+  const queue = predictQueue(fixture.queues, MODEL);
+  let added = false;
+  const slow: typeof fixture.queues = {
+    ...fixture.queues,
+    open: (name, parse) => {
+      const opened = fixture.queues.open(name, parse);
+      return {
+        ...opened,
+        async add(...job) {
+          await settle(db, id, null, cancelled);
+          await opened.add(...job);
+          added = true;
+        },
+      };
+    },
+  };
+  await dispatching({ queues: slow }, async () => {
+    await eventually(async () => added && (await queue.find(jobIdOf(id, 1))) === null);
+    expect((await fixture.read(id)).status).toBe("cancelled");
+  });
+});
+
 test("a cancelled rollout is not dispatched any more", async () => {
   const { db } = fixture.database;
   const first = await accept(db, fixture.key);

@@ -12,7 +12,7 @@ import { systemClock } from "#platform/clock.ts";
 import { settle } from "#rollouts/settle.ts";
 import { deleteOrphans } from "#scheduler/sweep/janitor.ts";
 
-import { accept, dispatch, succeeded } from "../support/ledger.ts";
+import { accept, dispatch } from "../support/ledger.ts";
 import { silentLog } from "../support/postgres.ts";
 import { type Fixture, openFixture } from "./scheduler-fixture.ts";
 
@@ -35,7 +35,10 @@ test("deletes old blobs that no rollout names, and nothing else", async () => {
   const { db } = fixture.database;
   const delivered = (await accept(db, fixture.key)).id;
   await dispatch(db, delivered);
-  await settle(db, delivered, 1, succeeded());
+  const video = (attempt: number, run: string): string => blobKeys.video(delivered, attempt, run, 0);
+  const timings = { engine_wall_ms: 1, fetch_ms: 1, encode_ms: 1, total_ms: 3 };
+  const result = { video_keys: [video(1, "settled")], frames: 49, timings };
+  await settle(db, delivered, 1, { kind: "succeeded", result });
   const waiting = (await accept(db, fixture.key)).id;
   const nobody = newRolloutId(randomBytes);
   const recent = newRolloutId(randomBytes);
@@ -48,14 +51,16 @@ test("deletes old blobs that no rollout names, and nothing else", async () => {
   };
   const kept = await Promise.all([
     put(blobKeys.frame(delivered)),
-    put(blobKeys.video(delivered, 1, 0)),
+    put(blobKeys.result(delivered, 1)),
+    put(video(1, "settled")),
     put(blobKeys.frame(waiting)),
     put(blobKeys.frame(recent), new Date()),
   ]);
   const orphans = await Promise.all([
     put(blobKeys.frame(nobody)),
     put(blobKeys.actions(nobody)),
-    put(blobKeys.video(delivered, 7, 0)),
+    put(video(1, "late")),
+    put(video(7, "settled")),
   ]);
 
   const signal = new AbortController().signal;

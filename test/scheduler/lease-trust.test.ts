@@ -26,6 +26,22 @@ test("after an interruption they get that time again", () => {
   expect(seconds.filter((_, i) => judged[i])).toEqual([...rounds(15, 20), 55, 56]);
 });
 
+test("an interruption in the middle of a round counts as one", () => {
+  const trust = createLeaseTrust(LEASE_MS, 0);
+  for (const second of rounds(1, 20)) {
+    trust.isSteady(second * 1_000);
+    trust.roundEnded(second * 1_000);
+  }
+  expect(trust.isSteady(21_000)).toBe(true);
+  trust.roundEnded(81_000); // slept within it
+  const judged = rounds(82, 97).filter((second) => {
+    const steady = trust.isSteady(second * 1_000);
+    trust.roundEnded(second * 1_000);
+    return steady;
+  });
+  expect(judged).toEqual([96, 97]);
+});
+
 test("a round that failed counts as none", () => {
   const trust = createLeaseTrust(LEASE_MS, 0);
   for (const second of rounds(1, 20)) {

@@ -6,8 +6,15 @@ import type { RolloutStatus } from "#contract/rollout.ts";
 import { isOrphan, PARTS, partPrefix, rolloutIdOf } from "#scheduler/sweep/orphans.ts";
 
 const id = `rollout_${"ab".repeat(16)}` as RolloutId;
-const row = (status: RolloutStatus, attempt: number) => ({ id, status, attempt });
-const video = (attempt: number): string => blobKeys.video(id, attempt, 0);
+const video = (attempt: number, run = "one"): string => blobKeys.video(id, attempt, run, 0);
+const timings = { engine_wall_ms: 1, fetch_ms: 1, encode_ms: 1, total_ms: 3 };
+/** Of a rollout that succeeded, run "one" of its last attempt was settled. */
+const row = (status: RolloutStatus, attempt: number) => ({
+  id,
+  status,
+  attempt,
+  result: status === "succeeded" ? { video_keys: [video(attempt)], frames: 5, timings } : null,
+});
 
 test.each<[string, string, ReturnType<typeof row> | undefined, boolean]>([
   ["an upload whose request never became a rollout", blobKeys.frame(id), undefined, true],
@@ -17,6 +24,9 @@ test.each<[string, string, ReturnType<typeof row> | undefined, boolean]>([
   ["the video that was delivered", video(2), row("succeeded", 2), false],
   ["its result", blobKeys.result(id, 2), row("succeeded", 2), false],
   ["files of an attempt that did not win", video(1), row("succeeded", 2), true],
+  ["the result of an attempt that did not win", blobKeys.result(id, 1), row("succeeded", 2), true],
+  ["a video of the same attempt's other run", video(2, "two"), row("succeeded", 2), true],
+  ["videos of a second run that goes on", video(1, "two"), row("dispatched", 1), false],
   ["attempt 1 is not attempt 10", video(10), row("succeeded", 1), true],
   ["a video that nobody gets", video(1), row("cancelled", 1), true],
 ])("%s", (_name, key, owner, orphan) => {

@@ -85,7 +85,7 @@ const lookedAt = (id: RolloutId): Promise<Rollout> =>
 
 function resultOf({ id, attempt }: Rollout): RolloutResult {
   return {
-    video_keys: [blobKeys.video(id, attempt, 0)],
+    video_keys: [blobKeys.video(id, attempt, "run", 0)],
     frames: 49,
     timings: { engine_wall_ms: 100, fetch_ms: 1, encode_ms: 1, total_ms: 102 },
   };
@@ -135,6 +135,14 @@ test("a result that is not readable counts for nothing", async () => {
   sweep();
   await lookedAt(rollout.id);
   expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+});
+
+test("a result that is no JSON at all does not keep a lost rollout from its refund", async () => {
+  const rollout = await dispatched();
+  await fixture.blobs.put(blobKeys.result(rollout.id, 1), Buffer.from('{"frames":'));
+  await pastDeadline(rollout.id);
+  sweep();
+  expect(await ended(rollout.id)).toMatchObject({ status: "failed", error_code: "lost", refunded_mils: CHARGE });
 });
 
 test("the job failed: refunded in full as engine_failed", async () => {
@@ -206,6 +214,7 @@ test("in a worker's hands long past its deadline: expired, refunded, and the wor
   const heard = (kind: string): boolean =>
     signals.some((signal) => signal.kind === kind && "rollout_id" in signal && signal.rollout_id === rollout.id);
   await eventually(async () => heard("cancel") && heard("finished"));
+  expect(await predictQueue(fixture.queues, MODEL).find(jobIdOf(rollout.id, 1))).toBeNull();
   await unsubscribe();
 });
 
@@ -227,10 +236,13 @@ test("its client waited at a gateway that is gone: cancelled and refunded; that 
   const kept = await accept(db, fixture.key, { waiter_id: "gateway-alive" });
   const orphaned = await accept(db, fixture.key, { waiter_id: "gateway-dead" });
   const running = await dispatched({ waiter_id: "gateway-never-seen" });
+  const queue = predictQueue(fixture.queues, MODEL);
+  await queue.add(jobIdOf(running.id, 1), predictJobOf(running));
   sweep({ clock: fast });
   expect(await ended(orphaned.id)).toMatchObject({ status: "cancelled", refunded_mils: CHARGE });
   expect(await ended(running.id)).toMatchObject({ status: "cancelled", refunded_mils: CHARGE });
   expect((await fixture.read(kept.id)).status).toBe("queued");
+  await eventually(async () => (await queue.find(jobIdOf(running.id, 1))) === null);
 });
 
 test("a leader whose term is over does not touch what is dispatched", async () => {
@@ -256,6 +268,26 @@ test("one rollout whose look fails does not keep the others from theirs", async 
   sweep({ blobs: failing });
   expect(await ended(sound.id)).toMatchObject({ status: "succeeded" });
   expect((await fixture.read(broken.id)).status).toBe("dispatched");
+});
+
+test("a queue that is away costs a round one look, and deadlines come before the next", async () => {
+  for (let n = 0; n < 3; n++) await dispatched();
+  let due: RolloutId | undefined;
+  const dueHadEnded: boolean[] = [];
+  const away: typeof fixture.queues = {
+    ...fixture.queues,
+    open: (name, parse) => ({
+      ...fixture.queues.open(name, parse),
+      async find() {
+        due ??= (await accept(fixture.database.db, fixture.key, { deadline_at: new Date(Date.now() - 1_000) })).id;
+        dueHadEnded.push((await fixture.read(due)).finished_at !== null);
+        throw new Error("the queue is away");
+      },
+    }),
+  };
+  sweep({ queues: away });
+  await eventually(async () => dueHadEnded.length >= 2);
+  expect(dueHadEnded.slice(0, 2)).toEqual([false, true]);
 });
 
 test("after all of this the books balance", async () => {

@@ -20,8 +20,10 @@ import { readWorkerSettings } from "./settings.ts";
 import { findFfmpeg } from "./video/ffmpeg-path.ts";
 import { startInferenceWorker } from "./worker.ts";
 
-/** Told to stop: jobs in hand may finish. */
-const DRAIN_GRACE_MS = 30_000;
+/** Told to stop: jobs in hand may finish. Most supervisors kill after 30 s; before that the rest has to be put back. */
+const DRAIN_GRACE_MS = 25_000;
+/** The same under our own fleet, which kills after 8 s (scheduler/scaling/fleet/local.ts). */
+const FLEET_DRAIN_GRACE_MS = 6_000;
 /** The parent is gone: nobody waits for this process, and its successor should find the jobs soon. */
 const ORPHAN_GRACE_MS = 10_000;
 
@@ -93,7 +95,7 @@ async function main(config: Config, log: Log): Promise<number> {
 /** Resolves with the grace for the jobs in hand. */
 function untilToldToStop(): Promise<number> {
   return new Promise((resolve) => {
-    process.once("SIGTERM", () => resolve(DRAIN_GRACE_MS));
+    process.once("SIGTERM", () => resolve(process.connected ? FLEET_DRAIN_GRACE_MS : DRAIN_GRACE_MS));
     process.once("disconnect", () => resolve(ORPHAN_GRACE_MS));
     // Ctrl-C in a terminal reaches the whole process group; with a parent, it is the parent who says when to stop.
     for (const signal of ["SIGINT", "SIGHUP"] as const) {

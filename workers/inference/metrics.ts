@@ -5,8 +5,8 @@ import type { Timings } from "#contract/jobs.ts";
 
 import type { EngineStats } from "./engine/counters.ts";
 
-/** How a job left this worker: an outcome, or one of the two ways back into the queue. */
-type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "retried_alone";
+/** How a job left this worker: an outcome, one of the two ways back into the queue, or to another worker. */
+type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "retried_alone" | "lost";
 
 export interface WorkerMetrics {
   jobEnded(end: JobEnd): void;

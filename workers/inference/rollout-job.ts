@@ -1,4 +1,5 @@
 /** One attempt at one rollout: inputs → engine → videos → result. Says how it ended; tells nobody. */
+import { randomUUID } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -52,10 +53,11 @@ export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): P
     if (engineWallMs === null) return outcomeOf(signal);
     const dreamtAt = performance.now();
 
+    const runId = randomUUID();
     const videoKeys: string[] = [];
     for (const [candidate, file] of files.entries()) {
       await videos[candidate]?.finish();
-      const key = blobKeys.video(job.rollout_id, job.attempt, candidate);
+      const key = blobKeys.video(job.rollout_id, job.attempt, runId, candidate);
       await blobs.putFile(key, file);
       videoKeys.push(key);
     }

@@ -64,7 +64,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     pause: () => tellConsumer("pause"),
     resume: () => tellConsumer("resume"),
   });
-  const inHand = new Map<JobId, { readonly rolloutId: string; readonly ending: AbortController }>();
+  const inHand = new Set<{ readonly rolloutId: string; readonly ending: AbortController }>();
 
   async function tellConsumer(what: "pause" | "resume"): Promise<void> {
     try {
@@ -83,26 +83,34 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
   }
 
   async function handle(job: ActiveJob<PredictJob>): Promise<void> {
+    const ending = new AbortController();
+    const end = (reason: EndReason) => ending.abort(reason);
+    const untilDeadlineMs = Math.max(0, job.data.deadline_ms - clock.now());
+    const deadline = setTimeout(end, Math.min(untilDeadlineMs, TIMER_MAX_MS), "expired");
+    // Before the first wait, or a cancellation that comes meanwhile is lost.
+    const held = { rolloutId: job.data.rollout_id, ending };
+    inHand.add(held);
+    admission.came();
+    try {
+      await settleOrRun(job, ending.signal);
+    } finally {
+      admission.gone();
+      clearTimeout(deadline);
+      inHand.delete(held);
+    }
+  }
+
+  async function settleOrRun(job: ActiveJob<PredictJob>, signal: AbortSignal): Promise<void> {
     // A worker died between the result and the message about it: what is paid for and made is not made again.
     const earlier = await findResult(blobs, job.data);
     if (earlier) return settle(job.id, job.data, { kind: "succeeded", result: earlier });
 
     const place = { samples: job.data.k, alone: job.data.alone || job.stalledCount > 0 };
-    const ending = new AbortController();
-    const end = (reason: EndReason) => ending.abort(reason);
-    const untilDeadlineMs = Math.max(0, job.data.deadline_ms - clock.now());
-    const deadline = setTimeout(end, Math.min(untilDeadlineMs, TIMER_MAX_MS), "expired");
-    inHand.set(job.id, { rolloutId: job.data.rollout_id, ending });
+    if ((await admission.enter(place)) === "put_back") return putBack(job, job.data, "put_back");
     try {
-      if ((await admission.enter(place)) === "put_back") return await putBack(job, job.data, "put_back");
-      try {
-        await run(job, place.alone, ending.signal);
-      } finally {
-        admission.leave(place);
-      }
+      await run(job, place.alone, signal);
     } finally {
-      clearTimeout(deadline);
-      inHand.delete(job.id);
+      admission.leave(place);
     }
   }
 
@@ -116,6 +124,11 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
       if (error instanceof EngineUnavailable) return putBack(job, data, "put_back");
       if (error instanceof EngineFault && !alone) return putBack(job, { ...data, alone: true }, "retried_alone");
       outcome = failureOf(error);
+    }
+    // A success is one wherever it was made. Anything else must not overrule the worker that has the job by now.
+    if (outcome.kind !== "succeeded" && !(await job.stillOurs())) {
+      log.warn({ job: id, outcome: outcome.kind }, "not reported: the job is no longer ours");
+      return metrics.jobEnded("lost");
     }
     await settle(id, data, outcome);
   }
@@ -138,7 +151,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
 
   const endCancelSignals = await queues.signals.subscribe(["cancel"], (signal) => {
     if (signal.kind !== "cancel") return;
-    for (const { rolloutId, ending } of inHand.values()) if (rolloutId === signal.rollout_id) ending.abort("cancelled");
+    for (const { rolloutId, ending } of inHand) if (rolloutId === signal.rollout_id) ending.abort("cancelled");
   });
 
   const consuming = predictions.consume({

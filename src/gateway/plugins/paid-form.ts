@@ -34,6 +34,7 @@ export function createBalanceCheck(db: Database, clock: Clock, models: Models): 
     // Two kinds of request cost nothing: a repetition under its key, and a paid video that did not arrive.
     if (request.headers["idempotency-key"] !== undefined) return;
     if (await hasUndelivered(db, customer_id, new Date(clock.now()))) return;
-    throw insufficientCredits(balance_mils, smallest);
+    // The body, and with it what this request would cost, has not been read.
+    throw insufficientCredits(balance_mils, smallest, "even the shortest rollout");
   };
 }

@@ -14,13 +14,10 @@ import { newRolloutId, type RandomBytes, type RequestId, type RolloutId } from "
 import { blobKeys } from "#contract/jobs.ts";
 import type { RolloutRoute, SamplingParams } from "#contract/rollout.ts";
 import type { KeyIdentity } from "#keys/keys.ts";
-import type { Clock } from "#platform/clock.ts";
-import type { Database } from "#platform/database.ts";
-import type { QueueSystem } from "#queue/job-queue.ts";
-import { acceptRollout } from "#rollouts/accept.ts";
+import { type Accepted, acceptRollout } from "#rollouts/accept.ts";
 import { findUndelivered } from "#rollouts/find.ts";
+import { isCalledOff } from "#rollouts/lifecycle.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
-import { settle } from "#rollouts/settle.ts";
 
 import type { Background } from "../background.ts";
 import { fingerprintOf } from "../input/fingerprint.ts";
@@ -28,6 +25,7 @@ import type { Frame } from "../input/frame.ts";
 import { type Actions, actionsBytes } from "../input/npy.ts";
 import type { Model } from "../models.ts";
 import type { AnswerEnd } from "../plugins/answer-end.ts";
+import { cancel, cancelPatiently, type CancelParts } from "./cancel.ts";
 import { errorOf } from "./failure.ts";
 import type { FinishWaits } from "./wait.ts";
 
@@ -48,24 +46,18 @@ export interface Predictor {
   predict(call: PredictCall): Promise<Rollout>;
 }
 
-export interface PredictorParts {
-  readonly db: Database;
-  readonly queues: QueueSystem;
+export interface PredictorParts extends CancelParts {
   readonly blobs: BlobStore;
-  readonly clock: Clock;
   readonly random: RandomBytes;
   readonly waits: FinishWaits;
   readonly background: Background;
   /** This process in `gateway_leases`: when the lease ends, its callers have lost us. */
   readonly waiterId: string;
-  /** Aborts when this server stops and its grace is over. */
-  readonly stopping: AbortSignal;
   readonly syncDeadlineMs: number;
 }
 
-/** A cancellation that fails is repeated: the waits add up to half a minute, which outlasts a database restart. */
-const CANCEL_ATTEMPTS = 6;
-const CANCEL_RETRY_FIRST_MS = 500;
+/** How often a call may find itself under an idempotency key whose first caller just then went away. */
+const ACCEPTS_MAX = 3;
 
 export function createPredictor(parts: PredictorParts): Predictor {
   const { db, queues, blobs, clock, random, waits, background, waiterId, stopping, syncDeadlineMs } = parts;
@@ -89,12 +81,26 @@ export function createPredictor(parts: PredictorParts): Predictor {
     });
     // With an idempotency key the key itself leads back to the rollout.
     if (call.idempotency_key === null) {
+      // As of before the look: what is delivered during it is no lost one either.
+      const beingSent = new Set(inHand.keys());
       const undelivered = await findUndelivered(db, call.identity.customer_id, fingerprint, k, new Date(clock.now()));
-      if (undelivered && !inHand.has(undelivered.id)) return held(call, undelivered);
+      // Retention may have deleted it; then the same payload runs again.
+      const stored = undelivered !== null && (await areVideosStored(undelivered));
+      if (stored && !beingSent.has(undelivered.id) && !inHand.has(undelivered.id)) return held(call, undelivered);
     }
     if (gone.aborted) throw new ApiError("client_closed_request", "the caller went away before anything began");
-    const accepted = await accept(call, actions, fingerprint, deadline);
-    return await finish(call, held(call, accepted), deadline);
+    for (let accepts = 1; ; accepts++) {
+      const { kind, rollout } = await accept(call, actions, fingerprint, deadline);
+      const finished = await finish(call, held(call, rollout), deadline);
+      // Called off because of its first caller, which set the key free; this one is still here and has time left.
+      const anew = kind === "replayed" && isCalledOff(finished.status) && clock.now() < deadline;
+      if (!anew || gone.aborted || stopping.aborted || accepts === ACCEPTS_MAX) return succeeded(finished);
+    }
+  }
+
+  async function areVideosStored({ result }: Rollout): Promise<boolean> {
+    const videos = await Promise.all((result?.video_keys ?? []).map((key) => blobs.info(key)));
+    return videos.every((video) => video !== null);
   }
 
   function held(call: PredictCall, rollout: Rollout): Rollout {
@@ -108,7 +114,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
     return rollout;
   }
 
-  async function accept(call: PredictCall, actions: Buffer, fingerprint: Buffer, deadline: number): Promise<Rollout> {
+  async function accept(call: PredictCall, actions: Buffer, fingerprint: Buffer, deadline: number): Promise<Accepted> {
     const id = newRolloutId(random);
     const deleteInputs = (): void =>
       background.run("delete the inputs of a refused rollout (the sweep will)", () =>
@@ -116,7 +122,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
       );
     try {
       await Promise.all([blobs.put(blobKeys.frame(id), call.frame.png), blobs.put(blobKeys.actions(id), actions)]);
-      const { kind, rollout } = await acceptRollout(db, {
+      const accepted = await acceptRollout(db, {
         id,
         key_id: call.identity.key_id,
         customer_id: call.identity.customer_id,
@@ -132,59 +138,47 @@ export function createPredictor(parts: PredictorParts): Predictor {
         waiter_id: waiterId,
         deadline_at: new Date(deadline),
       });
-      if (kind === "replayed") deleteInputs();
+      if (accepted.kind === "replayed") deleteInputs();
       else await queues.signals.publish({ kind: "queued" });
-      return rollout;
+      return accepted;
     } catch (error) {
       if (error instanceof ApiError) deleteInputs();
       // The connection may have broken after the commit: then a rollout is paid that nobody waits for.
-      else background.run("cancel a rollout whose acceptance is unknown", () => cancelPatiently(id));
+      else background.run("cancel a rollout whose acceptance is unknown", () => cancelPatiently(parts, id, deadline));
       throw error;
     }
   }
 
+  /** Its end, whatever that is; throws when this call stopped waiting first. */
   async function finish(call: PredictCall, accepted: Rollout, deadline: number): Promise<Rollout> {
     const { id } = accepted;
     const { gone } = call.answerEnd;
     const giveUp = AbortSignal.any([gone, stopping]);
     const finished = await waits.untilFinished(id, call.identity.customer_id, deadline, giveUp);
-    if (finished) return succeeded(finished);
+    if (finished) return finished;
 
     // Others may wait for the same rollout under the same idempotency key: here, or where it was accepted.
-    const othersWait = waits.waiting(id) > 0 || accepted.waiter_id !== waiterId;
-    if (gone.aborted && othersWait) {
+    const acceptedElsewhere = accepted.waiter_id !== waiterId;
+    if (gone.aborted && (acceptedElsewhere || waits.waiting(id) > 0)) {
       throw new ApiError("client_closed_request", "the caller went away; others still wait for this rollout");
     }
-    const outcome = await cancel(id).catch((error: unknown) => {
-      background.run("cancel a rollout that nobody waits for", () => cancelPatiently(id));
+    if (stopping.aborted && acceptedElsewhere) {
+      throw new ApiError("shutting_down", "the server is stopping; your rollout goes on: repeat with the same key");
+    }
+    const outcome = await cancel(parts, id).catch((error: unknown) => {
+      background.run("cancel a rollout that nobody waits for", () =>
+        cancelPatiently(parts, id, accepted.deadline_at.getTime()),
+      );
       throw error;
     });
     // It finished in the last moment: whoever is still there gets it.
-    if (outcome && outcome.status !== "cancelled") return succeeded(outcome);
+    if (outcome && outcome.status !== "cancelled") return outcome;
     if (gone.aborted) throw new ApiError("client_closed_request", "the caller went away; cancelled and refunded");
     if (stopping.aborted) throw new ApiError("shutting_down", "the server is stopping; you were refunded, try again");
     throw new ApiError(
       "deadline_exceeded",
       `not finished within ${Math.round(syncDeadlineMs / 1000)} s; cancelled and refunded in full`,
     );
-  }
-
-  async function cancel(id: RolloutId): Promise<Rollout | null> {
-    const { settled, rollout } = await settle(db, id, null, { kind: "cancelled", frames_delivered: 0 });
-    if (settled) await queues.signals.publish({ kind: "cancel", rollout_id: id });
-    return rollout;
-  }
-
-  async function cancelPatiently(id: RolloutId): Promise<void> {
-    for (let attempt = 1; ; attempt++) {
-      await new Promise((resolve) => setTimeout(resolve, CANCEL_RETRY_FIRST_MS * 2 ** (attempt - 1)));
-      try {
-        await cancel(id);
-        return;
-      } catch (error) {
-        if (attempt === CANCEL_ATTEMPTS) throw error;
-      }
-    }
   }
 
   return { predict };

@@ -55,7 +55,7 @@ export async function startScriptedWorker(parts: {
     const actions = await blobs.get(blobKeys.actions(id));
     const video_keys = [];
     for (let candidate = 0; candidate < k; candidate++) {
-      const key = blobKeys.video(id, attempt, candidate);
+      const key = blobKeys.video(id, attempt, "run", candidate);
       // Distinguishable candidates: the shade tells which actions it was made of.
       const first = actions.readFloatLE((actions.length / k) * candidate);
       const mp4 = await video(actions_per_candidate + 1, videoSize(model), Math.round(first * 10 + 128));

@@ -84,6 +84,24 @@ test("an alone job empties its process: waiting jobs are put back, running ones 
   expect(verdicts["next"]).toBe("run");
 });
 
+test("an alone job does not begin while others are on their way back into the queue, or have not entered yet", async () => {
+  const { admission, verdicts, enter } = createHarness();
+  for (let held = 0; held < 3; held += 1) admission.came();
+  enter("waiting on its result", job(1));
+  admission.leave(job(1)); // done, but its settlement is under way
+  enter("poison", job(1, true));
+  await settle();
+  enter("late", job(1));
+  await settle();
+  expect(verdicts).toEqual({ "waiting on its result": "run", late: "put_back" });
+  admission.gone();
+  await settle();
+  expect(verdicts["poison"]).toBeUndefined(); // the put-back is still in flight
+  admission.gone();
+  await settle();
+  expect(verdicts["poison"]).toBe("run");
+});
+
 test("when closed, nothing begins any more and the consumer stays paused", async () => {
   const { admission, consumer, verdicts, enter } = createHarness();
   enter("running", job(8));

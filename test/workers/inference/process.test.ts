@@ -71,6 +71,18 @@ test("says when it is warm, serves, finishes what it has on SIGTERM and ends wit
   expect(await place.outcomeOf(id)).toMatchObject({ kind: "succeeded" });
 });
 
+test("puts back what outlasts the drain, in time before the fleet would kill it", { timeout: 60_000 }, async () => {
+  const { child, exited } = await startWorker();
+  const { id, data } = await place.submit({ chunks: 100, actions: [30 * SLOW_ACTION] });
+  await place.progressOf(data.rollout_id);
+  const toldAt = performance.now();
+  child.kill("SIGTERM");
+  expect(await exited).toEqual({ code: 0, signal: null });
+  expect(performance.now() - toldAt).toBeLessThan(8_000);
+  expect(await place.predictions.find(id)).toEqual({ state: "waiting", data });
+  await place.predictions.remove(id);
+});
+
 test("ends when its parent is gone", async () => {
   const { child, exited } = await startWorker();
   child.disconnect();

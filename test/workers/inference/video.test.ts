@@ -143,6 +143,15 @@ test("an aborted encoding leaves no process behind", async () => {
   await expect(video.finish()).rejects.toThrow(VideoError);
 });
 
+test("ffmpeg ends with the last frame and gives its slot back, before anybody asks for the file", async () => {
+  const slots = createSlots(1);
+  const first = startEncoding(optionsFor("early", { slots }));
+  for (let i = 0; i < FRAMES; i++) void first.write(frame(i));
+  (await slots.take())();
+  await first.finish();
+  expect((await decode(join(dir, "early.mp4"))).length).toBe(FRAMES * FRAME_BYTES);
+});
+
 test("no more processes run than there are slots; the others keep their frames until it is their turn", async () => {
   const slots = createSlots(1);
   const videos = ["one", "two", "three"].map((name) => startEncoding(optionsFor(name, { slots })));
@@ -160,6 +169,24 @@ test("a new worker clears away what killed ones left, once it is a day old", asy
   expect((await readdir(parent)).toSorted()).toEqual([left, young].map((path) => basename(path)).toSorted());
   const next = await createWorkDir(parent, Date.now() + 25 * 3_600_000);
   expect(await readdir(parent)).toEqual([basename(next)]);
+});
+
+test("a folder that cannot be cleared away, another user's for example, keeps nobody from working", async () => {
+  const shared = await mkdtemp(join(tmpdir(), "dream-engine-test-shared-"));
+  await chmod(shared, 0o1777);
+  const left = await createWorkDir(shared);
+  await writeFile(join(left, "half.mp4"), "…");
+  await chmod(left, 0o500);
+  const rootId = process.geteuid?.();
+  if (rootId === 0) process.seteuid?.(65_534); // root may do everything; nobody may not
+  try {
+    const next = await createWorkDir(shared, Date.now() + 25 * 3_600_000);
+    expect((await readdir(shared)).toSorted()).toEqual([left, next].map((path) => basename(path)).toSorted());
+  } finally {
+    if (rootId === 0) process.seteuid?.(0);
+    await chmod(left, 0o700);
+    await rm(shared, { recursive: true, force: true });
+  }
 });
 
 test("finding ffmpeg names the path that cannot be used", async () => {

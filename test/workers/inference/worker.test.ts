@@ -1,23 +1,26 @@
 /** The worker on a real queue with a real engine, in this process. What ends a process is in process.test.ts. */
 import { execFile } from "node:child_process";
-import { chmod, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
+import { Client } from "pg";
 import { Registry } from "prom-client";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
 import type { BlobStore } from "#blobs/blob-store.ts";
-import { blobKeys } from "#contract/jobs.ts";
+import { blobKeys, type Outcome } from "#contract/jobs.ts";
 import { systemClock } from "#platform/clock.ts";
 import { silentLog } from "#test/support/postgres.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
 import { createWorkerMetrics } from "#workers/inference/metrics.ts";
+import { runRolloutJob } from "#workers/inference/rollout-job.ts";
+import { createSlots } from "#workers/inference/slots.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 import { type InferenceWorker, startInferenceWorker } from "#workers/inference/worker.ts";
 
 import { eventually } from "./support/eventually.ts";
-import { POISON_ACTION, SIDE } from "./support/tiny-bundle.ts";
+import { CHUNK, POISON_ACTION, SIDE } from "./support/tiny-bundle.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
 /** Turns of the loop that make one forward last some milliseconds, so that a rollout can be caught in the act. */
@@ -59,13 +62,18 @@ async function framesIn(key: string): Promise<number> {
   return (await promisify(execFile)(ffmpegPath, arguments_, options)).stdout.length / (SIDE * SIDE * 3);
 }
 
+const videosOf = (outcome: Outcome): readonly string[] =>
+  outcome.kind === "succeeded" ? outcome.result.video_keys : [];
+
 test("a job becomes a video of T + 1 frames, a result and a settlement job, and is gone from its queue", async () => {
   const { registry } = await startWorker();
   const { id, data } = await place.submit({ chunks: 3 });
   const outcome = await place.outcomeOf(id);
 
-  const video = blobKeys.video(data.rollout_id, 1, 0);
-  expect(outcome).toMatchObject({ kind: "succeeded", result: { video_keys: [video], frames: 7 } });
+  expect(outcome).toMatchObject({ kind: "succeeded", result: { frames: 7 } });
+  const [video = "", ...others] = videosOf(outcome);
+  expect(video).toMatch(new RegExp(`^rollouts/${data.rollout_id}/1/[0-9a-f-]{36}/rollout_000.mp4$`));
+  expect(others).toEqual([]);
   expect(await framesIn(video)).toBe(7);
   const result: unknown = JSON.parse((await place.blobs.get(blobKeys.result(data.rollout_id, 1))).toString());
   expect(outcome).toEqual({ kind: "succeeded", result });
@@ -80,10 +88,19 @@ test("more candidates than the engine holds come out in submission order, all of
   const { id } = await place.submit({ actions: [1, 2, 3, 4, 5, 6], job: { params: params({ guidance: 1 }) } });
   const outcome = await place.outcomeOf(id);
   expect(outcome).toMatchObject({ kind: "succeeded", result: { frames: 30 } });
-  const keys = outcome.kind === "succeeded" ? outcome.result.video_keys : [];
+  const keys = videosOf(outcome);
   expect(keys.map((key) => key.slice(-7))).toEqual(["000.mp4", "001.mp4", "002.mp4", "003.mp4", "004.mp4", "005.mp4"]);
   for (const key of keys) expect(await framesIn(key)).toBe(5);
   expect(engine.stats.rows.frame_encoder).toBe(1 + 6); // the shared start, then each its own second chunk
+});
+
+test("more candidates than encoders, each longer than the engine runs ahead, all get their video", async () => {
+  await startWorker();
+  const chunks = 100; // the pipes to ffmpeg hold some frames of this small model as well
+  const { id } = await place.submit({ actions: [1, 2, 3, 4, 5], chunks, job: { params: params({ num_steps: 1 }) } });
+  const outcome = await place.outcomeOf(id, 30_000);
+  expect(outcome).toMatchObject({ kind: "succeeded", result: { frames: 5 * (chunks * CHUNK + 1) } });
+  for (const key of videosOf(outcome)) expect(await framesIn(key)).toBe(chunks * CHUNK + 1);
 });
 
 const params = (changes: object) => ({ seed: "7", num_steps: 2, guidance: 0, prompt: "", ...changes });
@@ -134,6 +151,69 @@ test("a cancelled rollout leaves the engine and is reported as cancelled", async
   expect(engine.stats.samples_finished).toBe(0);
 });
 
+test("a cancellation is heard while a job has not entered the engine yet", async () => {
+  const looking = Promise.withResolvers<void>();
+  const look = Promise.withResolvers<void>();
+  const get = async (key: string): Promise<Buffer> => {
+    if (key.endsWith("/result.json")) {
+      looking.resolve();
+      await look.promise;
+    }
+    return place.blobs.get(key);
+  };
+  const { engine } = await startWorker({ blobs: { ...place.blobs, get } });
+  const { id, data } = await place.submit();
+  await looking.promise;
+  const heard = Promise.withResolvers<void>();
+  const end = await place.queues.signals.subscribe(["cancel"], () => heard.resolve()); // told after the worker
+  await place.queues.signals.publish({ kind: "cancel", rollout_id: data.rollout_id });
+  await heard.promise;
+  await end();
+  look.resolve();
+  expect(await place.outcomeOf(id)).toEqual({ kind: "cancelled", frames_delivered: 0 });
+  expect(engine.stats.samples_admitted).toBe(0);
+});
+
+test("two runs of one attempt leave both their videos whole, and the result names files that are there", async () => {
+  const { id, data } = await place.prepare();
+  const run = async () => {
+    const { engine } = await startWorker();
+    const workDir = await mkdtemp(join(place.modelsDir, "videos-"));
+    const parts = { ...place, engine, ffmpegPath, encoderSlots: createSlots(1), workDir };
+    const signal = new AbortController().signal;
+    return runRolloutJob({ id, job: data, alone: false, signal, onProgress: () => undefined }, parts);
+  };
+  const outcomes = await Promise.all([run(), run()]);
+  const videos = outcomes.flatMap(videosOf);
+  expect(new Set(videos).size).toBe(2);
+  for (const key of videos) expect(await framesIn(key)).toBe(5);
+
+  await place.predictions.add(id, data); // whoever takes it now finds the result
+  expect(videos).toEqual(expect.arrayContaining([...videosOf(await place.outcomeOf(id))]));
+});
+
+test("a failure is not reported by a worker that has lost the job to another one", async () => {
+  const storing = Promise.withResolvers<void>();
+  const taken = Promise.withResolvers<void>();
+  const putFile = async () => {
+    storing.resolve();
+    await taken.promise;
+    throw new Error("EIO");
+  };
+  const { registry } = await startWorker({ blobs: { ...place.blobs, putFile } });
+  const { id } = await place.submit();
+  await storing.promise;
+  const client = new Client({ connectionString: place.databaseUrl });
+  await client.connect();
+  const lock = ["another worker", Date.now() + 3_600_000, id];
+  await client.query("UPDATE bullmq.job SET lock_token = $1, locked_until_ms = $2 WHERE id = $3", lock);
+  await client.end();
+  taken.resolve();
+  await eventually(async () => (await registry.metrics()).includes('end="lost"} 1'));
+  expect(place.settled.has(id)).toBe(false);
+  expect(await place.predictions.find(id)).toMatchObject({ state: "active" });
+});
+
 test("a rollout past its deadline is given up as expired, also in the middle", async () => {
   await startWorker();
   const late = await place.submit({ job: { deadline_ms: Date.now() - 1 } });
@@ -150,7 +230,7 @@ test("a job whose result is there already goes straight to settlement", async ()
   const { engine } = await startWorker();
   const { id, data } = await place.prepare();
   const timings = { engine_wall_ms: 1, fetch_ms: 2, encode_ms: 3, total_ms: 6 };
-  const result = { video_keys: [blobKeys.video(data.rollout_id, 1, 0)], frames: 5, timings };
+  const result = { video_keys: [blobKeys.video(data.rollout_id, 1, "run", 0)], frames: 5, timings };
   await place.blobs.put(blobKeys.result(data.rollout_id, 1), Buffer.from(JSON.stringify(result)));
   await place.predictions.add(id, data);
   expect(await place.outcomeOf(id)).toEqual({ kind: "succeeded", result });
@@ -203,4 +283,17 @@ test("a stopping worker finishes what it runs and puts back what it has not begu
   await worker.stop();
   expect(await place.outcomeOf(begun.id)).toMatchObject({ kind: "succeeded" });
   expect(await place.predictions.find(waiting.id)).toMatchObject({ state: "waiting" });
+});
+
+test("a rollout that outlasts two restarts runs again after each, and nobody takes it for what killed them", async () => {
+  const { id, data } = await place.submit({ chunks: LONG_CHUNKS, actions: [SLOW_ACTION] });
+  for (let restart = 0; restart < 2; restart++) {
+    const { engine, worker } = await startWorker();
+    await place.progressOf(data.rollout_id);
+    await worker.stop(0);
+    expect(await place.predictions.find(id)).toEqual({ state: "waiting", data });
+    await engine.stop();
+  }
+  await startWorker();
+  expect(await place.outcomeOf(id)).toMatchObject({ kind: "succeeded" });
 });

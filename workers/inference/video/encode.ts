@@ -51,6 +51,8 @@ export interface VideoEncoding {
 
 export function startEncoding(options: VideoOptions): VideoEncoding {
   const { width, height, frames: framesExpected, slots } = options;
+  const frameBytes = width * height * 3;
+  const bytesExpected = framesExpected * frameBytes;
   const input = new PassThrough();
   const aborting = new AbortController();
   const failed = Promise.withResolvers<VideoError>();
@@ -86,21 +88,22 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
 
     write(frames) {
       bytesWritten += frames.byteLength;
-      assert(bytesWritten <= framesExpected * width * height * 3, "more frames than the video has");
+      assert(bytesWritten <= bytesExpected, "more frames than the video has");
       if (input.destroyed) return Promise.resolve();
       return new Promise((resolve) => {
         input.write(frames, () => resolve());
+        // Its last frame ends ffmpeg, which gives its slot back while the engine goes on: of a rollout that goes
+        // through in waves, the later ones wait for these slots.
+        if (bytesWritten === bytesExpected) input.end();
         void ended.then(resolve);
       });
     },
 
     async finish() {
-      const framesWritten = bytesWritten / (width * height * 3);
-      if (framesWritten !== framesExpected) {
+      if (bytesWritten !== bytesExpected) {
         await abort();
-        throw new VideoError(`the video has ${framesWritten} frames, expected ${framesExpected}`);
+        throw new VideoError(`the video has ${bytesWritten / frameBytes} frames, expected ${framesExpected}`);
       }
-      if (!input.destroyed) input.end();
       if (!(await settlesWithin(FINISH_TIMEOUT_MS, encoded))) {
         await abort();
         throw new VideoError(`ffmpeg did not finish the video within ${FINISH_TIMEOUT_MS} ms`);

@@ -11,9 +11,12 @@ export async function createWorkDir(parent = tmpdir(), now = Date.now()): Promis
   for (const name of await readdir(parent)) {
     if (!name.startsWith(PREFIX)) continue;
     const dir = join(parent, name);
-    // Gone already: another worker clears away, too.
-    const { mtimeMs } = await stat(dir).catch(() => ({ mtimeMs: now }));
-    if (now - mtimeMs > STALE_MS) await rm(dir, { recursive: true, force: true });
+    try {
+      const { mtimeMs } = await stat(dir);
+      if (now - mtimeMs > STALE_MS) await rm(dir, { recursive: true, force: true });
+    } catch {
+      // Gone already (another worker clears away, too), or another user's: no reason not to work.
+    }
   }
   return mkdtemp(join(parent, PREFIX));
 }
