@@ -39,7 +39,12 @@ export async function addOpenApi(app: FastifyInstance): Promise<void> {
       return { schema: documented(schema ?? {}, route.config), url };
     },
   });
-  await app.register(swaggerUi, { routePrefix: "/docs", staticCSP: true, uiConfig: { deepLinking: true } });
+  await app.register(swaggerUi, {
+    routePrefix: "/docs",
+    staticCSP: true,
+    uiConfig: { deepLinking: true },
+    theme: { title: "Dream Engine API" },
+  });
   app.get("/openapi.json", { schema: { hide: true } }, async () => app.swagger());
 }
 
