@@ -43,6 +43,10 @@ const report = (rollout: Rollout, outcome: Outcome, attempt = 1): Promise<void> 
 const untilTold = (rollout: Rollout): Promise<void> =>
   expect.poll(() => finished.includes(rollout.id), { timeout: 10_000, interval: 10 }).toBe(true);
 
+/** It is told before its job is gone from the queue, and until then the same job cannot be added again. */
+const untilGone = (rollout: Rollout, attempt: number): Promise<void> =>
+  expect.poll(() => settlementQueue(queues).find(jobIdOf(rollout.id, attempt)), { timeout: 10_000 }).toBeNull();
+
 test("settles what workers report, tells who waits, and keeps nothing in the queue", async () => {
   const key = await newCustomer(db, mils(1_000));
   const [good, bad] = [await accept(db, key), await accept(db, key)];
@@ -68,6 +72,7 @@ test("an outcome that is reported again, or of an attempt that is over, refunds 
   await dispatch(db, rollout.id);
   await report(rollout, failed());
   await untilTold(rollout);
+  await untilGone(rollout, 1);
 
   for (const attempt of [1, 2]) {
     finished.length = 0;
