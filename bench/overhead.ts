@@ -25,7 +25,7 @@ import { npy } from "#test/support/npy.ts";
 import { ensureRedis } from "#test/support/redis-server.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
 import { decodeFrame } from "#workers/inference/inputs.ts";
-import { createSlots } from "#workers/inference/slots.ts";
+import { createSlots } from "#platform/slots.ts";
 import { startEncoding } from "#workers/inference/video/encode.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 

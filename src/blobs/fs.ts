@@ -6,6 +6,8 @@ import { randomUUID } from "node:crypto";
 import { copyFile, mkdir, open, opendir, readFile, rename, rm, rmdir, stat, unlink } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 
+import { errorCode } from "#platform/error-code.ts";
+
 import { type BlobInfo, BlobNotFound, type BlobStore } from "./blob-store.ts";
 
 const KEY_CHARS_MAX = 200;
@@ -70,7 +72,7 @@ export function createFsBlobs(rootDir: string): BlobStore {
       try {
         await moveInto(localPath, target);
       } catch (error) {
-        if (codeOf(error) !== "EXDEV") throw error;
+        if (errorCode(error) !== "EXDEV") throw error;
         await replace(target, async (temporary) => {
           await copyFile(localPath, temporary);
           await flush(temporary);
@@ -137,7 +139,7 @@ async function moveInto(source: string, target: string): Promise<void> {
       await rename(source, target);
       break;
     } catch (error) {
-      if (codeOf(error) !== "ENOENT" || attempt === RENAME_ATTEMPTS) throw error;
+      if (errorCode(error) !== "ENOENT" || attempt === RENAME_ATTEMPTS) throw error;
     }
   }
   // The new name must survive a power cut as well, before anybody is told of it.
@@ -171,16 +173,14 @@ async function removeIfEmpty(dir: string): Promise<boolean> {
     await rmdir(dir);
     return true;
   } catch (error) {
-    const code = String(codeOf(error));
+    const code = String(errorCode(error));
     if (["ENOENT", "ENOTEMPTY", "EEXIST", "ENOTDIR"].includes(code)) return code === "ENOENT";
     throw error;
   }
 }
 
-const codeOf = (error: unknown): unknown => (error instanceof Error && "code" in error ? error.code : undefined);
-
 /** No such file, or a key that is (or runs through) the place of another kind of entry. */
-const isAbsence = (error: unknown): boolean => ["ENOENT", "ENOTDIR", "EISDIR"].includes(String(codeOf(error)));
+const isAbsence = (error: unknown): boolean => ["ENOENT", "ENOTDIR", "EISDIR"].includes(String(errorCode(error)));
 
 /** For `.catch`: undefined instead of an expected error. */
 function unless(expected: (error: unknown) => boolean): (error: unknown) => undefined {

@@ -10,6 +10,7 @@ import { Redis } from "ioredis";
 import { verifyLedger } from "#ledger/verify.ts";
 import { loadManifests } from "#platform/bundles.ts";
 import { type Config, readConfig } from "#platform/config.ts";
+import { errorCode } from "#platform/error-code.ts";
 import { stopAll } from "#platform/lifecycle.ts";
 import { createLog } from "#platform/log.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
@@ -18,7 +19,7 @@ import { openDatabase, type Parts } from "./context.ts";
 import { makeFolders } from "./folders.ts";
 import { findPortHolder, isFree } from "./ports.ts";
 import { findRunningServer } from "./running-server.ts";
-import { errorCode, UserError } from "./user-error.ts";
+import { UserError } from "./user-error.ts";
 
 type Check = readonly [name: string, run: (config: Config) => Promise<string>];
 

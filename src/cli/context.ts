@@ -1,18 +1,21 @@
 /** What every command is put together from: configuration, log, database, blobs. */
-import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
+import { blobUrlOf } from "#blobs/blob-url.ts";
 import { createFsBlobs } from "#blobs/fs.ts";
 import type { BlobStore } from "#blobs/blob-store.ts";
 import { type Config, readConfig } from "#platform/config.ts";
 import { createDatabase, type Database } from "#platform/database.ts";
+import { errorCode } from "#platform/error-code.ts";
 import { type Service, stopAll, untilToldToStop } from "#platform/lifecycle.ts";
 import { createLog, type Log } from "#platform/log.ts";
 import { migrate } from "#platform/migrate.ts";
+import type { QueueSystem } from "#queue/job-queue.ts";
+import { openQueues } from "#queue/open-queues.ts";
 
 import { type EmbeddedPostgres, openEmbeddedPostgres } from "./embedded-postgres.ts";
 import { makeFolders } from "./folders.ts";
-import { errorCode, UserError } from "./user-error.ts";
+import { UserError } from "./user-error.ts";
 
 /** The parts of a process in the order of their start; `stopAll` stops them the other way round. */
 export type Parts = [name: string, service: Service][];
@@ -44,6 +47,19 @@ export async function openDatabase(
   return { db, url, embedded };
 }
 
+/** What gateway, scheduler and settlement worker share as separate deployments: the database and the queue. */
+export async function openShared(
+  config: Config,
+  log: Log,
+  parts: Parts,
+): Promise<{ readonly db: Database; readonly queues: QueueSystem }> {
+  requireDatabaseUrl(config);
+  const { db, url } = await openDatabase(config, log, parts);
+  const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: true, log });
+  parts.push(["queues", queues]);
+  return { db, queues };
+}
+
 /** What a person can solve of a database that does not let us in; null for anything else. */
 function unreachable(error: unknown): UserError | null {
   const code = errorCode(error) ?? "";
@@ -62,15 +78,13 @@ function unreachable(error: unknown): UserError | null {
 }
 
 /** For roles of a separate deployment, which share a database that is reached by its address. */
-export function requireDatabaseUrl(config: Config): string {
+function requireDatabaseUrl(config: Config): string {
   if (config.DATABASE_URL !== undefined) return config.DATABASE_URL;
   throw new UserError(
     "This role runs beside others on a shared database: set DATABASE_URL to it (and REDIS_URL, BLOB_URL).\n" +
       "For everything in one process group, run `serve` instead.",
   );
 }
-
-export const blobUrlOf = (config: Config): string => config.BLOB_URL ?? `file://${join(config.DATA_DIR, "blobs")}`;
 
 export async function openBlobs(config: Config): Promise<BlobStore> {
   const folder = fileURLToPath(blobUrlOf(config));

@@ -1,7 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
 
-import { errorCode } from "./user-error.ts";
+import { errorCode } from "#platform/error-code.ts";
 
 /**
  * Makes a folder and those above it, level by level: Node's own recursive mkdir never ends, at full load, where a

@@ -1,10 +1,9 @@
 /** Pool states for a gateway that starts no workers itself: told from what they do. */
 import type { Manifest } from "#contract/manifest.ts";
+import type { PoolState } from "#contract/pool.ts";
 import type { Database } from "#platform/database.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue } from "#queue/queues.ts";
-
-type PoolState = "cold" | "warming" | "warm";
 
 /** An idle worker stays for about this long (the scale-down window), so recent work means a warm worker. */
 const WARM_AFTER_WORK = "60 seconds";

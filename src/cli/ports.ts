@@ -2,9 +2,8 @@
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { createServer } from "node:net";
 
+import { errorCode } from "#platform/error-code.ts";
 import { processInfo } from "#platform/processes.ts";
-
-import { errorCode } from "./user-error.ts";
 
 const LOOPBACK = "127.0.0.1";
 /** How /proc/net/tcp writes the state. */

@@ -10,10 +10,12 @@ import { join } from "node:path";
 import { Type, type Static } from "typebox";
 import { Compile } from "typebox/compile";
 
+import { errorCode } from "#platform/error-code.ts";
+
 import { makeFolders } from "./folders.ts";
 import { freePort } from "./ports.ts";
 import { findPostgres, type PostgresBinaries } from "./postgres-binaries.ts";
-import { errorCode, UserError } from "./user-error.ts";
+import { UserError } from "./user-error.ts";
 
 const Connection = Type.Object(
   { port: Type.Integer({ minimum: 1, maximum: 65_535 }), password: Type.String({ minLength: 16 }) },

@@ -13,6 +13,7 @@ import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import type { Config } from "#platform/config.ts";
 import type { Database } from "#platform/database.ts";
+import { errorCode } from "#platform/error-code.ts";
 import { type Service, stopAll } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 import { createRegistry } from "#platform/metrics.ts";
@@ -27,7 +28,6 @@ import { poolStatesFromTraffic } from "./pool-states.ts";
 import { alreadyServing, cannotListen, preflight } from "./preflight.ts";
 import { noteRunningServer } from "./running-server.ts";
 import type { Steps } from "./steps.ts";
-import { errorCode } from "./user-error.ts";
 import { workerDatabaseUrl, workerEnv } from "./worker-access.ts";
 
 /** The program of an inference worker, as the fleet starts it. */

@@ -2,14 +2,15 @@
  * What an inference worker is given: nothing but what it needs. On Redis it holds no database credentials; on the
  * PostgreSQL queue it gets a role of its own that sees the `bullmq` schema alone, so it cannot reach the ledger.
  */
+import { blobUrlOf } from "#blobs/blob-url.ts";
 import type { RandomBytes } from "#contract/ids.ts";
 import type { Config } from "#platform/config.ts";
 import type { Database } from "#platform/database.ts";
+import { errorCode } from "#platform/error-code.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { grantQueue } from "#queue/postgres.ts";
 
-import { blobUrlOf } from "./context.ts";
-import { errorCode, UserError } from "./user-error.ts";
+import { UserError } from "./user-error.ts";
 
 /** Makes the role of this database's workers (or finds it) and returns the URL they connect with. */
 export async function workerDatabaseUrl(db: Database, ownerUrl: string, random: RandomBytes): Promise<string> {

@@ -84,7 +84,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   });
 
   const background = createBackground(log);
-  const queueOf = memoised((model: string) => predictQueue(queues, model));
+  const queueOf = (model: string) => predictQueue(queues, model);
   const waits = await createFinishWaits({ db, queues, clock, log });
   const lease = await startLease({ connect: () => connectAlone(db, LEASE_TIMEOUT_MS), random, log });
   const limiter = createRateLimiter(clock);
@@ -183,15 +183,4 @@ function addModelScopedRoutes(app: FastifyInstance, parts: RouteParts): void {
   addPredictRoutes(app, parts);
   addRolloutRoutes(app, parts);
   addBillingRoutes(app, parts);
-}
-
-function memoised<T>(make: (name: string) => T): (name: string) => T {
-  const made = new Map<string, T>();
-  return (name) => {
-    const before = made.get(name);
-    if (before !== undefined) return before;
-    const fresh = make(name);
-    made.set(name, fresh);
-    return fresh;
-  };
 }

@@ -2,11 +2,9 @@
 import { Type, type Static } from "typebox";
 
 import { mils, usdNumber } from "#contract/mils.ts";
+import { PoolState } from "#contract/pool.ts";
 
-import type { PoolState } from "./gateway-parts.ts";
 import type { Model } from "./models.ts";
-
-export const PoolStateSchema = Type.Union([Type.Literal("cold"), Type.Literal("warming"), Type.Literal("warm")]);
 
 export const ModelEntry = Type.Object(
   {
@@ -33,7 +31,7 @@ export const ModelEntry = Type.Object(
     is_benchmarked: Type.Boolean(),
     active: Type.Boolean({ description: "True for the model of the base URL that was asked." }),
     base_url: Type.String({ description: "Below it, this model is the active one." }),
-    status: PoolStateSchema,
+    status: PoolState,
     spec: Type.Object({
       model_size: Type.String(),
       embodiment: Type.String(),

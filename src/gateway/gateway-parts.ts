@@ -5,14 +5,12 @@ import type { BlobStore } from "#blobs/blob-store.ts";
 import type { RandomBytes } from "#contract/ids.ts";
 import { SYNC_DEADLINE_MS } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import type { PoolState } from "#contract/pool.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Config } from "#platform/config.ts";
 import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
-
-/** Whether a model answers at once: no worker, one that is loading, at least one that is ready. */
-export type PoolState = "cold" | "warming" | "warm";
 
 /** Told by whoever runs the fleet; a model that is not in the record is cold. */
 export interface PoolStates {

@@ -3,11 +3,12 @@ import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import { priceFor } from "#billing/prices.ts";
 import type { PredictJob } from "#contract/jobs.ts";
+import type { PoolState } from "#contract/pool.ts";
 import type { JobQueue } from "#queue/job-queue.ts";
 import { countQueued } from "#rollouts/find.ts";
 import { latencyOf } from "#rollouts/latency.ts";
 
-import type { PoolState, PoolStates } from "./gateway-parts.ts";
+import type { PoolStates } from "./gateway-parts.ts";
 import type { Models } from "./models.ts";
 
 const STATUS_KEPT_MS = 3_000;

@@ -6,6 +6,8 @@ import { Compile } from "typebox/compile";
 
 import { Manifest } from "#contract/manifest.ts";
 
+import { errorCode } from "./error-code.ts";
+
 const manifestSchema = Compile(Manifest);
 
 /** A bundle that cannot be served; the message names the file and what was expected there. */
@@ -53,7 +55,7 @@ async function readManifest(modelsDir: string, folder: string): Promise<Manifest
     text = await readFile(file, "utf8");
   } catch (error) {
     // ENOENT: a folder of something else (training code).
-    if (error instanceof Error && "code" in error && error.code === "ENOENT") return null;
+    if (errorCode(error) === "ENOENT") return null;
     throw new BundleError(`cannot read ${file}`, { cause: error });
   }
   return parseManifest(text, file, folder);

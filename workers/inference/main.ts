@@ -5,6 +5,7 @@
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
+import { blobUrlOf } from "#blobs/blob-url.ts";
 import { createFsBlobs } from "#blobs/fs.ts";
 import { BundleError, loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
@@ -58,7 +59,7 @@ async function main(config: Config, log: Log): Promise<number> {
     migrate: false,
     log,
   });
-  const blobs = createFsBlobs(config.BLOB_URL ? fileURLToPath(config.BLOB_URL) : join(config.DATA_DIR, "blobs"));
+  const blobs = createFsBlobs(fileURLToPath(blobUrlOf(config)));
   const metrics = createWorkerMetrics(registry, model, engine);
   const worker = await startInferenceWorker({
     manifest,

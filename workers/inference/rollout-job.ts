@@ -10,7 +10,7 @@ import type { Manifest } from "#contract/manifest.ts";
 
 import type { Engine } from "./engine/engine.ts";
 import { fetchInputs, type RolloutInputs } from "./inputs.ts";
-import type { Slots } from "./slots.ts";
+import type { Slots } from "#platform/slots.ts";
 import { startEncoding, type VideoEncoding } from "./video/encode.ts";
 
 export interface RolloutJobParts {

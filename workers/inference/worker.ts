@@ -22,7 +22,7 @@ import { type Engine, EngineFault, EngineUnavailable } from "./engine/engine.ts"
 import { BadInput } from "./inputs.ts";
 import type { WorkerMetrics } from "./metrics.ts";
 import { type EndReason, runRolloutJob } from "./rollout-job.ts";
-import { createSlots } from "./slots.ts";
+import { createSlots } from "#platform/slots.ts";
 import { createWorkDir } from "./video/work-dir.ts";
 
 /** Progress is a hint for people who watch; more often than this nobody sees. */

@@ -6,6 +6,7 @@
  */
 import { type ChildProcess, fork } from "node:child_process";
 
+import type { PoolState } from "#contract/pool.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
@@ -13,8 +14,6 @@ import type { Log } from "#platform/log.ts";
 import { killOrphans, nameProcess, type NamedProcess, openNote } from "./orphans.ts";
 import { afterDeath, NO_DEATHS } from "./restart-policy.ts";
 import { forwardOutput } from "./worker-output.ts";
-
-export type PoolState = "cold" | "warming" | "warm";
 
 export interface Fleet extends Service {
   /** `warm`: at least one worker takes jobs. `warming`: one is loading. `cold`: none (also between crashes). */

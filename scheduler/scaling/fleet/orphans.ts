@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { Type, type Static } from "typebox";
 import { Compile } from "typebox/compile";
 
+import { errorCode } from "#platform/error-code.ts";
 import type { Log } from "#platform/log.ts";
 import { processInfo } from "#platform/processes.ts";
 
@@ -66,7 +67,7 @@ function kill(pid: number): boolean {
   try {
     return process.kill(pid, "SIGKILL");
   } catch (error) {
-    if (error instanceof Error && "code" in error && error.code === "ESRCH") return false;
+    if (errorCode(error) === "ESRCH") return false;
     throw error;
   }
 }

@@ -6,9 +6,8 @@ import type { Command } from "commander";
 import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry } from "#platform/metrics.ts";
-import { openQueues } from "#queue/open-queues.ts";
 
-import { openBlobs, openDatabase, requireDatabaseUrl, runRole } from "../context.ts";
+import { openBlobs, openShared, runRole } from "../context.ts";
 import { poolStatesFromTraffic } from "../pool-states.ts";
 
 export function addGateway(program: Command): void {
@@ -18,10 +17,7 @@ export function addGateway(program: Command): void {
     .action(() =>
       runRole("gateway", async (config, log, parts) => {
         const { startGateway } = await import("#gateway/server.ts"); // see serve.ts
-        requireDatabaseUrl(config);
-        const { db, url } = await openDatabase(config, log, parts);
-        const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: true, log });
-        parts.push(["queues", queues]);
+        const { db, queues } = await openShared(config, log, parts);
         const bundles = await loadManifests(config.MODELS_DIR);
         const gateway = await startGateway({
           config,

@@ -6,10 +6,9 @@ import type { Command } from "commander";
 import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
-import { openQueues } from "#queue/open-queues.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
 
-import { openBlobs, openDatabase, requireDatabaseUrl, runRole } from "../context.ts";
+import { openBlobs, openShared, runRole } from "../context.ts";
 
 export function addScheduler(program: Command): void {
   program
@@ -17,10 +16,7 @@ export function addScheduler(program: Command): void {
     .description("run one scheduler (needs DATABASE_URL; REDIS_URL and BLOB_URL as the other roles have them)")
     .action(() =>
       runRole("scheduler", async (config, log, parts) => {
-        requireDatabaseUrl(config);
-        const { db, url } = await openDatabase(config, log, parts);
-        const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: true, log });
-        parts.push(["queues", queues]);
+        const { db, queues } = await openShared(config, log, parts);
         const registry = createRegistry("scheduler");
         const scheduler = await startScheduler({
           db,

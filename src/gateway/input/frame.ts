@@ -8,9 +8,8 @@
 import sharp from "sharp";
 
 import { ApiError } from "#contract/errors.ts";
+import { createSlots } from "#platform/slots.ts";
 import { FRAME_PIXELS_MAX } from "#contract/limits.ts";
-
-import { createSemaphore } from "../semaphore.ts";
 
 /** Longest time one decode may take; 64 Mpx take about 3 s on a slow core. */
 const DECODE_TIMEOUT_S = 20;
@@ -32,8 +31,15 @@ export type NormaliseFrame = (
 
 /** Throws ApiError(invalid_input) on what is no still PNG or JPEG, or is too large; `part` names the form part. */
 export function createFrameNormaliser(): NormaliseFrame {
-  const decodes = createSemaphore(DECODES_AT_ONCE);
-  return (file, size, part) => decodes.run(() => normaliseFrame(file, size, part));
+  const decodes = createSlots(DECODES_AT_ONCE);
+  return async (file, size, part) => {
+    const giveBack = await decodes.take();
+    try {
+      return await normaliseFrame(file, size, part);
+    } finally {
+      giveBack();
+    }
+  };
 }
 
 async function normaliseFrame(

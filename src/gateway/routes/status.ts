@@ -3,9 +3,9 @@ import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
 import type { FastifyInstance } from "fastify";
 import { Type } from "typebox";
 
+import { PoolState } from "#contract/pool.ts";
 import { within } from "#platform/bounded.ts";
 
-import { PoolStateSchema } from "../catalogue.ts";
 import type { RouteParts } from "../route-parts.ts";
 import type { ModelStatus } from "../status.ts";
 
@@ -20,7 +20,7 @@ const Percentiles = Type.Object(
 
 const ModelStatusBody = Type.Object({
   slug: Type.String(),
-  pool: PoolStateSchema,
+  pool: PoolState,
   queue_depth: Type.Integer({ description: "Accepted, not yet taken by a worker." }),
   engine_wall_ms: Percentiles,
   request_ms: Percentiles,
@@ -43,7 +43,7 @@ export function addStatusRoute(bare: FastifyInstance, { status, baseModel, clock
             status: Type.Literal("ok"),
             model: Type.String({ description: "The model of this base URL." }),
             uptime_s: Type.Number(),
-            pool: PoolStateSchema,
+            pool: PoolState,
             queue_depth: Type.Integer(),
             engine_wall_ms: Percentiles,
             request_ms: Percentiles,

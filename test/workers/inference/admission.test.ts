@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 
 import { createAdmission, type Verdict } from "#workers/inference/admission.ts";
-import { createSlots } from "#workers/inference/slots.ts";
+import { createSlots } from "#platform/slots.ts";
 
 const job = (samples: number, alone = false) => ({ samples, alone });
 

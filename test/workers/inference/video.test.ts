@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 
-import { createSlots } from "#workers/inference/slots.ts";
+import { createSlots } from "#platform/slots.ts";
 import { startEncoding, VideoError, type VideoOptions } from "#workers/inference/video/encode.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 import { createWorkDir } from "#workers/inference/video/work-dir.ts";

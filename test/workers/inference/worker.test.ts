@@ -15,7 +15,7 @@ import { silentLog } from "#test/support/postgres.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
 import { createWorkerMetrics } from "#workers/inference/metrics.ts";
 import { runRolloutJob } from "#workers/inference/rollout-job.ts";
-import { createSlots } from "#workers/inference/slots.ts";
+import { createSlots } from "#platform/slots.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 import { type InferenceWorker, startInferenceWorker } from "#workers/inference/worker.ts";
 

@@ -11,7 +11,7 @@ import ffmpeg from "fluent-ffmpeg";
 
 import { settlesWithin } from "#platform/bounded.ts";
 
-import type { Slots } from "../slots.ts";
+import type { Slots } from "#platform/slots.ts";
 
 /** After the last frame: the longest rollout at 640×480 takes ffmpeg some 4 s on one free core. */
 const FINISH_TIMEOUT_MS = 60_000;
