@@ -4,6 +4,7 @@
  */
 const STATUS_OF = {
   invalid_request: 400,
+  webhook_rejected: 400,
   missing_key: 401,
   malformed_key: 401,
   unknown_key: 401,
@@ -11,12 +12,16 @@ const STATUS_OF = {
   expired_key: 401,
   insufficient_credits: 402,
   forbidden: 403,
+  signup_disabled: 403,
   video_url_expired: 403,
   video_url_invalid: 403,
   not_found: 404,
   model_not_found: 404,
   rollout_not_found: 404,
   method_not_allowed: 405,
+  customer_exists: 409,
+  last_key: 409,
+  too_many_keys: 409,
   payload_too_large: 413,
   unsupported_media_type: 415,
   range_not_satisfiable: 416,
@@ -34,6 +39,7 @@ const STATUS_OF = {
   no_capacity: 503,
   shutting_down: 503,
   topup_not_configured: 503,
+  payments_unavailable: 503,
   deadline_exceeded: 504,
 } as const;
 

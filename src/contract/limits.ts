@@ -10,6 +10,8 @@ export const PROMPT_BYTES_MAX = 512;
 export const FRAME_PIXELS_MAX = 64_000_000;
 export const IDEMPOTENCY_KEY_CHARS_MAX = 255;
 export const TRANSACTIONS_PAGE_MAX = 200;
+export const TOPUP_CENTS_MIN = 500;
+export const TOPUP_CENTS_MAX = 1_000_000;
 
 /** A synchronous call is answered before this, because the published client gives up (and resubmits) at 300 s. */
 export const SYNC_DEADLINE_MS = 285_000;

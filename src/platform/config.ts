@@ -3,6 +3,7 @@
  * docs/operations.md prints it, and anything a parser refuses stops the process with a message that says what was
  * expected.
  */
+import { isIP } from "node:net";
 import { resolve } from "node:path";
 
 import { LOG_LEVELS, type LogLevel } from "./log.ts";
@@ -42,6 +43,14 @@ function oneOf<const T extends string>(...values: readonly T[]): (text: string) 
 
 function url(...protocols: readonly string[]): (text: string) => string | null {
   return (text) => (URL.canParse(text) && protocols.includes(new URL(text).protocol) ? text : null);
+}
+
+/** An IP address, or one with a prefix length. */
+function isAddressRange(text: string): boolean {
+  const [address = "", prefix, ...rest] = text.split("/");
+  const version = isIP(address);
+  if (version === 0 || rest.length > 0) return false;
+  return prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= (version === 4 ? 32 : 128));
 }
 
 const anyText = (text: string): string => text;
@@ -102,6 +111,42 @@ export const SETTINGS = {
     "at least 16 characters",
     (text) => (text.length >= 16 ? text : null),
   ),
+  STRIPE_SECRET_KEY: setting(
+    "Stripe's secret key; unset: top-up by card answers 503 and everything else works",
+    undefined,
+    "sk_… or rk_…",
+    (text) => (/^(sk|rk)_\S+$/.test(text) ? text : null),
+  ),
+  STRIPE_WEBHOOK_SECRET: setting(
+    "signing secrets of the Stripe webhook; several while one is being rotated",
+    undefined,
+    "a comma-separated list of whsec_…",
+    (text) => {
+      const secrets = text.split(",").map((secret) => secret.trim());
+      return secrets.every((secret) => /^whsec_\S+$/.test(secret)) ? secrets : null;
+    },
+  ),
+  STRIPE_API_BASE: setting(
+    "where Stripe's API is; unset: Stripe itself",
+    undefined,
+    "http://… or https://…",
+    url("http:", "https:"),
+  ),
+  SIGNUP: setting(
+    "on: anybody may make a customer and a key with POST /v1/signup",
+    "off",
+    "on or off",
+    oneOf("on", "off"),
+  ),
+  TRUSTED_PROXIES: setting(
+    "proxies whose X-Forwarded-For is believed; unset: none, the address of the connection counts",
+    undefined,
+    "a comma-separated list of addresses or CIDR ranges",
+    (text) => {
+      const ranges = text.split(",").map((range) => range.trim());
+      return ranges.every(isAddressRange) ? ranges : null;
+    },
+  ),
   METRICS_PORT: setting(
     "port of /metrics and /healthz in processes without a gateway (0 picks a free one)",
     "0",
@@ -121,7 +166,13 @@ export type Config = {
 };
 
 /** Values that must not appear in an error message. */
-const SECRET: ReadonlySet<string> = new Set(["DATABASE_URL", "REDIS_URL", "OPERATOR_TOKEN"]);
+const SECRET: ReadonlySet<string> = new Set([
+  "DATABASE_URL",
+  "REDIS_URL",
+  "OPERATOR_TOKEN",
+  "STRIPE_SECRET_KEY",
+  "STRIPE_WEBHOOK_SECRET",
+]);
 
 /** Reads every setting; throws one ConfigError that lists everything that is wrong. */
 export function readConfig(env: NodeJS.ProcessEnv): Config {

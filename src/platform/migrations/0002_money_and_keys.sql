@@ -1,0 +1,171 @@
+-- Payments, debt, prices with notice, keys that say when they were used, and the operator's own doings.
+--
+-- Lock order of 0001, with what is new in it:
+--   scheduler_leader -> customer -> payment -> api key -> rollout -> account ('balance' before 'debt') -> idempotency key
+-- The debt of a customer changes only under the row lock of the balance.
+
+ALTER TABLE customers
+  ADD COLUMN stripe_customer_id text UNIQUE,
+  -- Closed: no key works and none can be made; refunds, disputes and the statement go on.
+  ADD COLUMN closed_at timestamptz;
+
+-- Beside the key and not on it: debits hold the key's row FOR SHARE, which an UPDATE would have to wait for.
+CREATE TABLE api_key_usage (
+  key_id       text PRIMARY KEY REFERENCES api_keys,
+  last_used_at timestamptz NOT NULL
+);
+
+-- GCRA state for several gateways without Redis; losing it costs nothing but a fresh burst.
+CREATE UNLOGGED TABLE rate_buckets (
+  name    text PRIMARY KEY,
+  full_at timestamptz NOT NULL
+);
+CREATE INDEX rate_buckets_full ON rate_buckets (full_at);
+
+-- Prices ---------------------------------------------------------------------------------------------------------
+
+-- NULL ends a customer's own price: from then on the list's is theirs again.
+ALTER TABLE prices
+  ALTER COLUMN mils_per_frame DROP NOT NULL,
+  ADD CONSTRAINT prices_list_is_never_empty CHECK (mils_per_frame IS NOT NULL OR customer_id IS NOT NULL),
+  ADD COLUMN operator text NOT NULL DEFAULT 'dream-engine',
+  -- Why a rise came with less than the notice; NULL where it did not.
+  ADD COLUMN override_reason text;
+
+CREATE OR REPLACE FUNCTION price_in_force(customer text, at timestamptz) RETURNS integer LANGUAGE sql STABLE AS $$
+  SELECT coalesce(
+    (SELECT mils_per_frame FROM prices WHERE customer_id = customer AND effective_from <= at
+      ORDER BY effective_from DESC, id DESC LIMIT 1),
+    (SELECT mils_per_frame FROM prices WHERE customer_id IS NULL AND effective_from <= at
+      ORDER BY effective_from DESC, id DESC LIMIT 1))
+$$;
+
+CREATE TRIGGER prices_append_only BEFORE UPDATE OR DELETE ON prices
+  FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER prices_no_truncate BEFORE TRUNCATE ON prices
+  FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- What an operator did to somebody's money, keys or price, and why.
+CREATE TABLE operator_actions (
+  id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at          timestamptz NOT NULL DEFAULT now(),
+  operator    text NOT NULL,
+  action      text NOT NULL,
+  customer_id text REFERENCES customers,
+  reason      text NOT NULL,
+  -- The ledger entry's reference where there is one.
+  reference   text UNIQUE,
+  details     jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX operator_actions_customer ON operator_actions (customer_id, id);
+CREATE TRIGGER operator_actions_append_only BEFORE UPDATE OR DELETE ON operator_actions
+  FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- Payments by Stripe ---------------------------------------------------------------------------------------------
+
+-- A Checkout session that we asked for. Its id travels in the metadata of everything Stripe makes of it.
+CREATE TABLE topups (
+  id              text PRIMARY KEY CHECK (id ~ '^topup_[0-9a-f]{32}$'),
+  customer_id     text NOT NULL REFERENCES customers,
+  request_id      text NOT NULL,
+  idempotency_key text CHECK (length(idempotency_key) BETWEEN 1 AND 255),
+  amount_cents    integer NOT NULL CHECK (amount_cents > 0),
+  -- NULL until Stripe has answered.
+  session_id      text UNIQUE,
+  session_url     text,
+  state           text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'paid', 'failed', 'expired')),
+  created_at      timestamptz NOT NULL DEFAULT now(),
+  UNIQUE (customer_id, idempotency_key)
+);
+CREATE INDEX topups_customer ON topups (customer_id, created_at);
+
+-- What Stripe says about one payment (pi_…), from whichever event came first; the ledger follows this row:
+-- credited once it is paid and known to be ours, clawed back as far as it was refunded or is disputed.
+CREATE TABLE payments (
+  id                text PRIMARY KEY,
+  -- NULL while only a refund or dispute has told of it.
+  topup_id          text UNIQUE REFERENCES topups,
+  paid_cents        integer CHECK (paid_cents > 0),
+  refunded_cents    integer NOT NULL DEFAULT 0 CHECK (refunded_cents >= 0),
+  credited_mils     bigint  NOT NULL DEFAULT 0 CHECK (credited_mils >= 0),
+  clawed_back_mils  bigint  NOT NULL DEFAULT 0 CHECK (clawed_back_mils BETWEEN 0 AND credited_mils),
+  -- The event that a statement shows for it; NULL when reconciliation found the payment.
+  credited_by_event text,
+  -- Why money that Stripe holds was not credited (another currency, another amount, unknown top-up); NULL: nothing wrong.
+  problem           text,
+  first_seen_at     timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE payment_disputes (
+  id           text PRIMARY KEY,
+  payment_id   text NOT NULL REFERENCES payments,
+  amount_cents integer NOT NULL CHECK (amount_cents >= 0),
+  -- inquiry: Stripe has not taken the money (yet). won and lost are final.
+  state        text NOT NULL CHECK (state IN ('inquiry', 'open', 'won', 'lost'))
+);
+CREATE INDEX payment_disputes_payment ON payment_disputes (payment_id);
+
+-- Every event that was taken in, once, and what came of it.
+CREATE TABLE stripe_events (
+  id          text PRIMARY KEY,
+  type        text NOT NULL,
+  created_at  timestamptz NOT NULL,
+  received_at timestamptz NOT NULL DEFAULT now(),
+  outcome     text NOT NULL
+);
+CREATE INDEX stripe_events_received ON stripe_events (received_at);
+
+-- The ledger -----------------------------------------------------------------------------------------------------
+
+-- Entries are in time's order on disk, too, so the smallest kind of index finds a month or a day.
+CREATE INDEX ledger_entries_time ON ledger_entries USING brin (created_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX ledger_entries_reference ON ledger_entries (reference) WHERE kind IN ('credit', 'adjustment', 'clawback');
+
+-- Results of `dream-engine ledger verify` and its timer.
+CREATE TABLE ledger_checks (
+  id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  checked_at timestamptz NOT NULL DEFAULT now(),
+  -- How many disagreements, and the first of them.
+  problems   integer NOT NULL CHECK (problems >= 0),
+  examples   jsonb NOT NULL DEFAULT '[]'
+);
+
+-- One entry, unconditionally; what src/ledger/post.ts does inside a statement. Raises where a balance would fall below zero.
+CREATE FUNCTION post_ledger_entry(customer text, to_account text, entry_kind text, amount bigint, entry_reference text,
+                                  entry_detail text) RETURNS void LANGUAGE sql AS $$
+  WITH moved AS (
+    UPDATE accounts a
+       SET balance_mils = a.balance_mils + amount,
+           seq = a.seq + 1,
+           prev_hash = a.head_hash,
+           head_hash = ledger_hash(a.head_hash, a.customer_id, a.account, a.seq + 1, entry_kind, amount,
+                                   a.balance_mils + amount, NULL, entry_reference, entry_detail,
+                                   greatest(now(), a.last_entry_at)),
+           last_entry_at = greatest(now(), a.last_entry_at)
+     WHERE a.customer_id = customer AND a.account = to_account
+    RETURNING a.*
+  )
+  INSERT INTO ledger_entries (customer_id, account, seq, kind, amount_mils, balance_after_mils, rollout_id,
+                              reference, detail, created_at, prev_hash, hash)
+  SELECT customer_id, account, seq, entry_kind, amount, balance_mils, NULL,
+         entry_reference, entry_detail, last_entry_at, prev_hash, head_hash
+    FROM moved
+$$;
+
+-- Whoever owes us has no balance: what comes in (top-up, refund, adjustment) pays the debt first, in the same statement.
+-- The new entry's statement holds the balance's row lock, so nobody else changes the debt now.
+CREATE FUNCTION repay_debt() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  repaid bigint;
+BEGIN
+  SELECT least(debt.balance_mils, balance.balance_mils) INTO repaid
+    FROM accounts debt JOIN accounts balance USING (customer_id)
+   WHERE debt.customer_id = NEW.customer_id AND debt.account = 'debt' AND balance.account = 'balance';
+  IF repaid > 0 THEN
+    PERFORM post_ledger_entry(NEW.customer_id, 'balance', 'clawback', -repaid, NEW.reference, 'debt repaid');
+    PERFORM post_ledger_entry(NEW.customer_id, 'debt', 'clawback', -repaid, NEW.reference, 'debt repaid');
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER ledger_repay_debt AFTER INSERT ON ledger_entries FOR EACH ROW
+  WHEN (NEW.account = 'balance' AND NEW.amount_mils > 0) EXECUTE FUNCTION repay_debt();
