@@ -1,5 +1,7 @@
 /**
- * The one way an entry gets into the ledger: two CTEs for a data-modifying statement. One UPDATE moves the balance,
+ * The one way entries get into the ledger: CTEs for a data-modifying statement, for one entry and for many.
+ *
+ * One entry: two CTEs. One UPDATE moves the balance,
  * the sequence number and the head of the hash chain under the account's row lock; the INSERT appends the entry that
  * its RETURNING describes. A balance that would fall below zero moves nothing, and the CTE `moved` is then empty.
  *
@@ -26,4 +28,46 @@ export const postEntry = (source: string): string => `
     SELECT customer_id, account, seq, kind, amount_mils, balance_mils, rollout_id,
            reference, detail, last_entry_at, prev_hash, head_hash
       FROM moved
+  )`;
+
+/**
+ * Many entries of one account, in order and as if each had come alone: one that the balance cannot bear any more is left
+ * out, and those after it are tried all the same. The account is locked once and moves once, by their sum.
+ *
+ * `source` names a CTE of a single customer with the columns of postEntry and `n`, which orders its rows. It is read to
+ * its end before the account is locked, so locks that it takes come first. `linked` has all columns of `source`, and
+ * posted (whether the entry was taken up), seq, balance_mils, prev_hash, hash and at; where not posted, balance_mils
+ * is what the entry was too much for.
+ *
+ * For a single row postEntry costs some 50 µs less: here the row is locked before the UPDATE and the hash made in a window.
+ */
+export const postEntries = (source: string): string => `
+  held AS (
+    SELECT customer_id, account, seq, balance_mils, head_hash, greatest(now(), last_entry_at) AS at
+      FROM accounts
+     WHERE customer_id = (SELECT min(customer_id) FROM ${source}) AND account = 'balance'
+       FOR NO KEY UPDATE
+  ),
+  linked AS (
+    SELECT entries.*, (link).*
+      FROM (
+        SELECT s.*, h.account, h.at,
+               ledger_chain(h.seq, h.balance_mils, h.head_hash, s.customer_id, h.account, s.kind, s.amount_mils,
+                            s.rollout_id, s.reference, s.detail, h.at)
+                 OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) AS link
+          FROM ${source} s CROSS JOIN held h
+      ) entries
+  ),
+  moved AS (
+    UPDATE accounts a
+       SET balance_mils = l.balance_mils, seq = l.seq, prev_hash = l.prev_hash, head_hash = l.hash, last_entry_at = l.at
+      FROM (SELECT * FROM linked WHERE posted ORDER BY n DESC LIMIT 1) l
+     WHERE a.customer_id = l.customer_id AND a.account = l.account
+  ),
+  entry AS (
+    INSERT INTO ledger_entries (customer_id, account, seq, kind, amount_mils, balance_after_mils, rollout_id,
+                                reference, detail, created_at, prev_hash, hash)
+    SELECT customer_id, account, seq, kind, amount_mils, balance_mils, rollout_id,
+           reference, detail, at, prev_hash, hash
+      FROM linked WHERE posted
   )`;

@@ -15,8 +15,13 @@ export interface Sql {
   query<Row>(text: string, params?: readonly unknown[]): Promise<Row[]>;
 }
 
+/** Outside a transaction, a statement that PostgreSQL rolled back to be repeated (isRepeatable) is repeated. */
 export interface Database extends Sql, Service {
-  /** READ COMMITTED; committed when `run` resolves, rolled back when it throws. */
+  /**
+   * READ COMMITTED; committed when `run` resolves, rolled back when it throws. When PostgreSQL rolled it back to be
+   * repeated, `run` runs again from its start: it must keep no state of a run that failed, and have no effect outside
+   * the transaction that may not happen twice.
+   */
   transaction<T>(run: (tx: Sql) => Promise<T>): Promise<T>;
   /** For what needs a connection of its own (LISTEN, session locks). */
   readonly pool: Pool;
@@ -54,7 +59,7 @@ export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions
   // An idle connection that breaks is replaced by the pool; without a listener it would end the process.
   pool.on("error", (error) => log.warn({ err: error }, "lost an idle database connection"));
 
-  async function transaction<T>(run: (tx: Sql) => Promise<T>): Promise<T> {
+  async function runTransaction<T>(run: (tx: Sql) => Promise<T>): Promise<T> {
     const client = await pool.connect();
     let broken = false;
     // Without a listener, a connection that dies between two statements would end the process.
@@ -66,7 +71,9 @@ export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions
     try {
       await client.query("BEGIN");
       const result = await run({ query: (text, params) => queryOn(client, text, params) });
-      await client.query("COMMIT");
+      const { command } = await client.query("COMMIT");
+      // PostgreSQL answers so, and not with an error, where a statement had failed and `run` went on all the same.
+      if (command !== "COMMIT") throw new Error("the transaction was rolled back: a statement in it had failed");
       return result;
     } catch (error) {
       // A connection that cannot roll back is closed, and the server rolls back for it.
@@ -83,8 +90,8 @@ export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions
   let stopped: Promise<void> | undefined;
   return {
     pool,
-    query: (text, params) => queryOn(pool, text, params),
-    transaction,
+    query: (text, params) => repeatedly(() => queryOn(pool, text, params)),
+    transaction: (run) => repeatedly(() => runTransaction(run)),
     stop: () => (stopped ??= pool.end()),
   };
 }
@@ -107,7 +114,7 @@ export async function connectAlone({ pool }: Database, timeoutMs: number): Promi
   client.on("error", () => undefined);
   await client.connect();
   return {
-    query: (text, params) => queryOn(client, text, params),
+    query: (text, params) => repeatedly(() => queryOn(client, text, params)),
     close: () => void client.end().catch(() => undefined),
   };
 }
@@ -132,6 +139,32 @@ function statementName(text: string): string {
   const name = createHash("sha256").update(text).digest("hex").slice(0, 32);
   statementNames.set(text, name);
   return name;
+}
+
+/** Deadlocks end with one side's success, so the other hardly meets them twice; more means a lock order gone wrong. */
+const TRIES_MAX = 5;
+
+/** For what is a transaction of its own. */
+async function repeatedly<T>(run: () => Promise<T>): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await run();
+    } catch (error) {
+      if (!isRepeatable(error) || tries === TRIES_MAX) throw error;
+    }
+  }
+}
+
+/**
+ * serialization_failure and deadlock_detected: PostgreSQL rolled the whole transaction back, not for what it asked but for
+ * whom it met, and expects it again. No other error is that certain: after a lost connection it may have been committed.
+ */
+const isRepeatable = (error: unknown): boolean =>
+  error instanceof DatabaseError && (error.code === "40001" || error.code === "40P01");
+
+/** Whether a statement failed for its own parameters: a bad value (class 22) or a broken constraint (class 23). */
+export function rejectsTheData(error: unknown): boolean {
+  return error instanceof DatabaseError && /^2[23]/.test(error.code ?? "");
 }
 
 /** Whether a statement failed because it would have broken this constraint or unique index. */

@@ -4,7 +4,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { connectAlone, createDatabase, type Database } from "#platform/database.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
-import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
+import { createTestDatabase, silentLog, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
 let db: Database;
@@ -12,6 +12,7 @@ beforeAll(async () => {
   database = await createTestDatabase();
   ({ db } = database);
   await db.query("CREATE TABLE notes (text text PRIMARY KEY)");
+  await db.query("CREATE TABLE pairs (id text PRIMARY KEY, n int NOT NULL)");
 });
 afterAll(() => database.drop());
 
@@ -33,6 +34,16 @@ test("a transaction that throws leaves nothing, one that resolves everything", a
   expect(await db.query("SELECT text FROM notes")).toEqual([{ text: "whole" }]);
 });
 
+test("a transaction that goes on after a failed statement is not said to be committed", async () => {
+  await expect(
+    db.transaction(async (tx) => {
+      await tx.query("INSERT INTO notes VALUES ('lost')");
+      await tx.query("SELECT 1 / 0").catch(() => undefined);
+    }),
+  ).rejects.toThrow("rolled back");
+  expect(await db.query("SELECT text FROM notes WHERE text = 'lost'")).toEqual([]);
+});
+
 test("outlives its connections being cut, in the middle of a transaction too", async () => {
   const cut =
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
@@ -48,6 +59,94 @@ test("outlives its connections being cut, in the middle of a transaction too", a
     .poll(() => db.query("SELECT text FROM notes WHERE text = 'cut'").catch(() => "reconnecting"))
     .toEqual([]);
   await other.stop();
+});
+
+/** Somebody else, who keeps `first` locked until `meanwhile` waits for it, then asks for `second`, and commits. */
+async function meet(first: string, second: string, meanwhile: () => Promise<unknown>): Promise<unknown> {
+  const other = await db.pool.connect();
+  try {
+    await other.query("BEGIN");
+    await other.query("SET LOCAL deadlock_timeout = '60s'"); // the other side is the one that notices, and is rolled back
+    await other.query("UPDATE pairs SET n = n + 10 WHERE id = $1", [first]);
+    const result = meanwhile();
+    await untilWaitingForLocks(db, 1);
+    await other.query("UPDATE pairs SET n = n + 10 WHERE id = $1", [second]);
+    await other.query("COMMIT");
+    return await result;
+  } finally {
+    other.release();
+  }
+}
+
+test("a statement that PostgreSQL ended because of a deadlock is run again", async () => {
+  await db.query("INSERT INTO pairs VALUES ('a', 0), ('b', 0)");
+  const both = `WITH first AS (UPDATE pairs SET n = n + 1 WHERE id = 'a' RETURNING n)
+                UPDATE pairs SET n = pairs.n + 1 FROM first WHERE id = 'b' RETURNING pairs.n`;
+  expect(await meet("b", "a", () => db.query(both))).toEqual([{ n: 11 }]);
+  expect(await db.query("SELECT * FROM pairs ORDER BY id")).toEqual([
+    { id: "a", n: 11 },
+    { id: "b", n: 11 },
+  ]);
+});
+
+test("a transaction that PostgreSQL ended because of a deadlock is run again from its start", async () => {
+  await db.query("INSERT INTO pairs VALUES ('c', 0), ('d', 0)");
+  let runs = 0;
+  const run = (): Promise<unknown> =>
+    db.transaction(async (tx) => {
+      runs += 1;
+      await tx.query("UPDATE pairs SET n = n + 1 WHERE id = 'c'");
+      return tx.query("UPDATE pairs SET n = n + 1 WHERE id = 'd' RETURNING n");
+    });
+  expect(await meet("d", "c", run)).toEqual([{ n: 11 }]);
+  expect(runs).toBe(2);
+  expect(await db.query("SELECT n FROM pairs WHERE id = 'c'")).toEqual([{ n: 11 }]);
+});
+
+test("a transaction that cannot be serialized is run again, also when that shows at its commit", async () => {
+  await db.query("INSERT INTO pairs VALUES ('e', 0), ('f', 0)");
+  let runs = 0;
+  const read = Promise.withResolvers<void>();
+  let readers = 0;
+  /** Each writes what the other has read: at most one of two at once may commit. */
+  const cross = (from: string, to: string): Promise<void> =>
+    db.transaction(async (tx) => {
+      runs += 1;
+      await tx.query("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE");
+      const [row] = await tx.query<{ n: number }>("SELECT n FROM pairs WHERE id = $1", [from]);
+      readers += 1;
+      if (readers === 2) read.resolve();
+      await read.promise;
+      await tx.query("UPDATE pairs SET n = $2 WHERE id = $1", [to, (row?.n ?? 0) + 1]);
+    });
+  await Promise.all([cross("e", "f"), cross("f", "e")]);
+  expect(runs).toBe(3);
+  // As one after the other: 1 from 0, then 2 from 1.
+  const rows = await db.query<{ n: number }>("SELECT n FROM pairs WHERE id IN ('e', 'f')");
+  expect(rows.map(({ n }) => n).toSorted((x, y) => x - y)).toEqual([1, 2]);
+});
+
+test("what is rolled back each time is tried five times; any other failure once", async () => {
+  await db.query("CREATE SEQUENCE tries");
+  await db.query(`CREATE FUNCTION fail(code text) RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN PERFORM nextval('tries'); RAISE EXCEPTION 'no' USING ERRCODE = code; END $$`);
+  const triesOf = async (run: () => Promise<unknown>, code: string): Promise<number> => {
+    await db.query("ALTER SEQUENCE tries RESTART");
+    await expect(run()).rejects.toMatchObject({ code });
+    const [row] = await db.query<{ tries: bigint }>("SELECT last_value AS tries FROM tries WHERE is_called");
+    return Number(row?.tries);
+  };
+  for (const [code, tries] of [
+    ["40001", 5],
+    ["40P01", 5],
+    ["40003", 1],
+    ["57014", 1],
+    ["23505", 1],
+  ] as const) {
+    expect(await triesOf(() => db.query("SELECT fail($1)", [code]), code)).toBe(tries);
+    const inTransaction = (): Promise<unknown> => db.transaction((tx) => tx.query("SELECT fail($1)", [code]));
+    expect(await triesOf(inTransaction, code)).toBe(tries);
+  }
 });
 
 test("a connection of one's own waits neither for the pool nor for a statement that hangs", async () => {

@@ -7,6 +7,7 @@ import { createKey, revokeKey } from "#keys/keys.ts";
 import { balanceOf, transactionsOf } from "#ledger/ledger.ts";
 import type { Database } from "#platform/database.ts";
 import { acceptRollout } from "#rollouts/accept.ts";
+import { ROLLOUT_COLUMNS } from "#rollouts/rollout.ts";
 import { settle } from "#rollouts/settle.ts";
 import {
   accept,
@@ -66,6 +67,28 @@ test("debits the exact price and queues the rollout with the price it was charge
     rollout_id: request.id,
     detail: "predict · pusht-small · 49 frames",
   });
+});
+
+test("answers with the row as it is stored, whatever characters are in it", async () => {
+  const key = await newCustomer(db);
+  const awkward = `"quotes", 'more' {braces}, \\ NULL ünï \n`;
+  const params = { seed: "18446744073709551615", num_steps: 4, guidance: 1.5, prompt: awkward };
+  const overrides = {
+    params,
+    idempotency_key: awkward,
+    waiter_id: "NULL",
+    route: "rollouts",
+    lane: "bulk",
+    k: 3,
+  } as const;
+  const { rollout } = await acceptRollout(db, newRollout(key, overrides));
+  expect(rollout).toMatchObject({ waiter_id: "NULL", params });
+  const [stored] = await db.query(`SELECT ${ROLLOUT_COLUMNS} FROM rollouts WHERE id = $1`, [rollout.id]);
+  expect(stored).toEqual(rollout);
+  const keys = await db.query("SELECT key FROM idempotency_keys WHERE rollout_id = $1", [rollout.id]);
+  expect(keys).toEqual([{ key: awkward }]);
+  const [debit] = await transactionsOf(db, key.customer_id, 1);
+  expect(debit).toMatchObject({ detail: "rollout · pusht-small · 147 frames", created_at: rollout.created_at });
 });
 
 test("a batch is one debit for all its candidates", async () => {
@@ -128,6 +151,21 @@ test("a replay wins over a balance that is used up, also while copies race for t
   expect(new Set(results.map(({ rollout }) => rollout.id)).size).toBe(1);
   expect(await balanceOf(db, key.customer_id)).toBe(0n);
   await expect(accept(db, key)).rejects.toMatchObject({ code: "insufficient_credits" });
+});
+
+test("a replay waits for nobody who debits or refunds", async () => {
+  const key = await newCustomer(db);
+  const payload = { idempotency_key: "quick", fingerprint: fingerprint("quick") };
+  const first = await accept(db, key, payload);
+  const holder = await db.pool.connect();
+  try {
+    await holder.query("BEGIN");
+    await holder.query("UPDATE accounts SET seq = seq WHERE customer_id = $1", [key.customer_id]);
+    expect((await accept(db, key, payload)).id).toBe(first.id);
+    await holder.query("ROLLBACK");
+  } finally {
+    holder.release();
+  }
 });
 
 test("the same idempotency key with another payload is refused, whatever the balance", async () => {

@@ -174,13 +174,20 @@ test("settling inside a transaction that rolls back settles nothing", async () =
 test("a cancellation and a retry under its idempotency key that meet at the account do not deadlock", async () => {
   const key = await newCustomer(db, mils(10_000));
   const payload = { idempotency_key: "meet", fingerprint: fingerprint("meet") };
-  const first = await accept(db, key, payload);
+  const first = await accept(db, key, { fingerprint: payload.fingerprint });
 
   const holder = await db.pool.connect();
   await holder.query("BEGIN");
   await holder.query("UPDATE accounts SET seq = seq WHERE customer_id = $1", [key.customer_id]);
   const retried = accept(db, key, payload); // first in the account's line, then in need of the idempotency key
   await untilWaitingForLocks(db, 1);
+  // As if the first had come under that key while the retry was on its way: one that sees the key used does not wait.
+  await db.query("INSERT INTO idempotency_keys (customer_id, key, fingerprint, rollout_id) VALUES ($1, $2, $3, $4)", [
+    key.customer_id,
+    payload.idempotency_key,
+    payload.fingerprint,
+    first.id,
+  ]);
   const settled = settle(db, first.id, null, cancelled); // holds that key only if it did not wait for the account first
   await untilWaitingForLocks(db, 2);
   await holder.query("ROLLBACK");

@@ -15,12 +15,16 @@ CREATE TABLE api_key_usage (
   last_used_at timestamptz NOT NULL
 );
 
--- GCRA state for several gateways without Redis; losing it costs nothing but a fresh burst.
+-- GCRA state for several gateways without Redis; losing it costs nothing but a fresh burst. Room on every page and no
+-- index on the time, so that a request rewrites its row in place.
 CREATE UNLOGGED TABLE rate_buckets (
   name    text PRIMARY KEY,
   full_at timestamptz NOT NULL
-);
-CREATE INDEX rate_buckets_full ON rate_buckets (full_at);
+) WITH (fillfactor = 50);
+
+-- The passwords of the processes' own roles lie in it, too: those are for the owner alone, who is above the policy.
+ALTER TABLE shared_secrets ENABLE ROW LEVEL SECURITY;
+CREATE POLICY shared_secrets_of_gateways ON shared_secrets USING (name NOT LIKE '% database role');
 
 -- Prices ---------------------------------------------------------------------------------------------------------
 
@@ -60,6 +64,8 @@ CREATE TABLE operator_actions (
 CREATE INDEX operator_actions_customer ON operator_actions (customer_id, id);
 CREATE TRIGGER operator_actions_append_only BEFORE UPDATE OR DELETE ON operator_actions
   FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER operator_actions_no_truncate BEFORE TRUNCATE ON operator_actions
+  FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 -- Payments by Stripe ---------------------------------------------------------------------------------------------
 
@@ -93,8 +99,12 @@ CREATE TABLE payments (
   credited_by_event text,
   -- Why money that Stripe holds was not credited (another currency, another amount, unknown top-up); NULL: nothing wrong.
   problem           text,
+  -- What an operator decided about the problem, which is NULL from then on.
+  resolution        text,
   first_seen_at     timestamptz NOT NULL DEFAULT now()
 );
+-- What somebody has to look at; the scheduler counts them every few seconds.
+CREATE INDEX payments_problem ON payments (id) WHERE problem IS NOT NULL;
 
 CREATE TABLE payment_disputes (
   id           text PRIMARY KEY,
@@ -128,6 +138,34 @@ CREATE TABLE ledger_checks (
   -- How many disagreements, and the first of them.
   problems   integer NOT NULL CHECK (problems >= 0),
   examples   jsonb NOT NULL DEFAULT '[]'
+);
+
+-- Where an account stands after an entry of a batch; `posted`: whether that entry was taken up.
+CREATE TYPE ledger_link AS (posted boolean, seq bigint, balance_mils bigint, prev_hash bytea, hash bytea);
+
+-- The next entry of a batch (src/ledger/post.ts). One that the balance cannot bear is left out, and those after it are
+-- tried all the same, as if each had come alone.
+CREATE FUNCTION next_ledger_link(last ledger_link, head_seq bigint, head_balance bigint, head_hash bytea, customer text,
+                                 account text, kind text, amount bigint, rollout text, reference text, detail text,
+                                 at timestamptz) RETURNS ledger_link LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  after_seq     bigint := coalesce(last.seq, head_seq) + 1;
+  after_balance bigint := coalesce(last.balance_mils, head_balance) + amount;
+  before_hash   bytea  := coalesce(last.hash, head_hash);
+BEGIN
+  IF after_balance < 0 THEN
+    RETURN (false, after_seq - 1, after_balance - amount, NULL, before_hash)::ledger_link;
+  END IF;
+  RETURN (true, after_seq, after_balance, before_hash,
+          ledger_hash(before_hash, customer, account, after_seq, kind, amount, after_balance, rollout, reference, detail,
+                      at))::ledger_link;
+END $$;
+
+-- As a window function over the entries of one account in their order: each row's link in the chain.
+CREATE AGGREGATE ledger_chain(head_seq bigint, head_balance bigint, head_hash bytea, customer text, account text,
+                              kind text, amount bigint, rollout text, reference text, detail text, at timestamptz) (
+  SFUNC = next_ledger_link,
+  STYPE = ledger_link
 );
 
 -- One entry, unconditionally; what src/ledger/post.ts does inside a statement. Raises where a balance would fall below zero.
