@@ -1,4 +1,4 @@
-/** Credits, balances and statements. Debits are in rollouts/accept.ts, refunds in rollouts/settle.ts. */
+/** Credits, balances and their latest entries. Debits are in rollouts/accept.ts, refunds in rollouts/settle.ts. */
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId } from "#contract/ids.ts";
 import type { Mils } from "#contract/mils.ts";
@@ -18,6 +18,9 @@ export interface LedgerEntry {
   readonly reference: string;
   readonly detail: string;
   readonly created_at: Date;
+  readonly hash: Buffer;
+  /** The event by which Stripe told of a top-up; null for other entries, and where reconciliation found the payment. */
+  readonly stripe_event_id: string | null;
 }
 
 export interface Credit {
@@ -37,15 +40,16 @@ const CREDIT = `
   SELECT balance_mils FROM moved`;
 
 /**
- * `credited: false` when that reference was credited before; the balance is the present one in both cases.
+ * `credited: false` when that reference was credited before; the balance is the present one in both cases, with what
+ * was owed paid from it: the debt goes first, in the statement of the credit.
  * A repeated reference fails its statement, so a caller's transaction cannot go on after one.
  */
 export async function credit(sql: Sql, c: Credit): Promise<{ credited: boolean; balance_mils: Mils }> {
   if (c.amount <= 0n) throw new RangeError(`a credit must be above zero, got ${c.amount} mils`);
   try {
-    const [row] = await sql.query<{ balance_mils: Mils }>(CREDIT, [c.customer_id, c.amount, c.reference, c.detail]);
-    if (!row) throw new ApiError("not_found", `there is no customer ${c.customer_id}`);
-    return { credited: true, balance_mils: row.balance_mils };
+    const [moved] = await sql.query(CREDIT, [c.customer_id, c.amount, c.reference, c.detail]);
+    // Read afterwards: what `moved` says is the balance before the trigger repaid debt from it.
+    return { credited: moved !== undefined, balance_mils: await balanceOf(sql, c.customer_id) };
   } catch (error) {
     if (!violates(error, "ledger_once_per_payment")) throw error;
     await assertSameCredit(sql, c, error);
@@ -68,20 +72,37 @@ async function assertSameCredit(sql: Sql, c: Credit, cause: unknown): Promise<vo
   );
 }
 
+/** Throws ApiError(not_found). */
 export async function balanceOf(sql: Sql, customerId: string): Promise<Mils> {
-  const [row] = await sql.query<{ balance_mils: Mils }>(
-    `SELECT balance_mils FROM accounts WHERE customer_id = $1 AND account = 'balance'`,
+  return (await accountsOf(sql, customerId)).balance_mils;
+}
+
+/** Both accounts at one moment; at most one of them is above zero. Throws ApiError(not_found). */
+export async function accountsOf(sql: Sql, customerId: string): Promise<{ balance_mils: Mils; debt_mils: Mils }> {
+  const [row] = await sql.query<{ balance_mils: Mils; debt_mils: Mils }>(
+    `SELECT balance.balance_mils, debt.balance_mils AS debt_mils
+       FROM accounts balance JOIN accounts debt USING (customer_id)
+      WHERE customer_id = $1 AND balance.account = 'balance' AND debt.account = 'debt'`,
     [customerId],
   );
   if (!row) throw new ApiError("not_found", `there is no customer ${customerId}`);
-  return row.balance_mils;
+  return row;
 }
 
-/** Newest first. */
-export function transactionsOf(sql: Sql, customerId: CustomerId, limit: number): Promise<LedgerEntry[]> {
+/** Newest first: the newest `limit` entries of the balance, or of those before entry `beforeSeq`. */
+export function transactionsOf(
+  sql: Sql,
+  customerId: CustomerId,
+  limit: number,
+  beforeSeq: bigint | null = null,
+): Promise<LedgerEntry[]> {
   return sql.query<LedgerEntry>(
-    `SELECT seq, kind, amount_mils, balance_after_mils, rollout_id, reference, detail, created_at
-       FROM ledger_entries WHERE customer_id = $1 AND account = 'balance' ORDER BY seq DESC LIMIT $2`,
-    [customerId, limit],
+    `SELECT seq, kind, amount_mils, balance_after_mils, rollout_id, reference, detail, created_at, hash,
+            CASE kind WHEN 'credit' THEN (SELECT credited_by_event FROM payments p WHERE p.id = e.reference) END
+              AS stripe_event_id
+       FROM ledger_entries e
+      WHERE customer_id = $1 AND account = 'balance' AND seq < coalesce($2, 9223372036854775807)
+      ORDER BY seq DESC LIMIT $3`,
+    [customerId, beforeSeq, limit],
   );
 }

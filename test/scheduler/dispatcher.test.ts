@@ -19,7 +19,7 @@ let resign: () => Promise<void>;
 
 beforeAll(async () => {
   fixture = await openFixture();
-  const leadership = await tryLead(fixture.database.db, "test");
+  const leadership = await tryLead(fixture.database.as("scheduler"), "test");
   if (!leadership) throw new Error("somebody else leads");
   ({ epoch } = leadership);
   resign = () => leadership.resign();
@@ -39,7 +39,7 @@ beforeEach(async () => {
 async function dispatching(options: Partial<DispatcherOptions>, during: () => Promise<void>): Promise<void> {
   const { database, queues, models, metrics } = fixture;
   const dispatcher: Service = await startDispatcher({
-    db: database.db,
+    db: database.as("scheduler"),
     queues,
     models,
     metrics,

@@ -27,7 +27,7 @@ afterAll(() => fixture.end());
 /** Each scheduler has a pool of its own, as each process has. */
 async function start(holder: string): Promise<{ isLeader(): boolean; stop(): Promise<void> }> {
   const { database, queues, blobs, models } = fixture;
-  const db = createDatabase({ url: database.url, log: silentLog });
+  const db = createDatabase({ url: database.urlAs("scheduler"), log: silentLog });
   const scheduler = await startScheduler({
     db,
     queues,

@@ -26,7 +26,7 @@ let sweeper: Loop | undefined;
 
 beforeAll(async () => {
   fixture = await openFixture();
-  const leadership = await tryLead(fixture.database.db, "test");
+  const leadership = await tryLead(fixture.database.as("scheduler"), "test");
   if (!leadership) throw new Error("somebody else leads");
   ({ epoch } = leadership);
   resign = () => leadership.resign();
@@ -44,7 +44,7 @@ afterEach(async () => {
 function sweep(options: Partial<SweeperOptions> = {}): void {
   const { database, queues, blobs, metrics } = fixture;
   sweeper = startSweeper({
-    db: database.db,
+    db: database.as("scheduler"),
     queues,
     blobs,
     metrics,
