@@ -1,12 +1,13 @@
 /** API keys: several may share a customer and so a balance. Of a key only the hash is stored. */
 import { ApiError } from "#contract/errors.ts";
-import { type CustomerId, type KeyId, LOCAL_CUSTOMER, LOCAL_KEY, newKeyId, type RandomBytes } from "#contract/ids.ts";
+import { type CustomerId, type KeyId, LOCAL_CUSTOMER, LOCAL_KEY, type RandomBytes } from "#contract/ids.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import { balanceOf, credit } from "#ledger/ledger.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
 import { ensureCustomer } from "./customers.ts";
+import { type KeyTerms, lockOpenCustomer, type MintedKey, mintKey } from "./mint.ts";
 import { mintToken, readToken } from "./token.ts";
 
 /** Who sends a request, and what the gateway needs to know before it reads the body. */
@@ -20,68 +21,47 @@ export interface KeyIdentity {
   readonly price_mils_per_frame: number;
 }
 
-export interface NewKey {
+export interface NewKey extends KeyTerms {
   /** `cus_…` or an e-mail address; created when there is none of that name. */
   readonly customer: string;
-  readonly label?: string;
-  readonly expires_at?: Date;
   readonly initial_credits?: Mils;
-  readonly rate_per_s?: number;
-  readonly burst?: number;
 }
 
-export interface CreatedKey {
-  /** The secret: this is the only time it exists outside its owner's hands. */
-  readonly api_key: string;
-  readonly key_id: KeyId;
+export interface CreatedKey extends MintedKey {
   readonly customer_id: CustomerId;
-  readonly prefix: string;
   readonly balance_mils: Mils;
   readonly created_customer: boolean;
 }
 
+/** Throws ApiError: invalid_request (neither an id nor an address), invalid_input (label), forbidden (a closed customer). */
 export function createKey(db: Database, key: NewKey, random: RandomBytes): Promise<CreatedKey> {
-  const { token, hash, prefix } = mintToken(random);
-  const keyId = newKeyId(random);
   return db.transaction(async (tx) => {
     const customer = await ensureCustomer(tx, key.customer, random);
-    await tx.query(
-      `INSERT INTO api_keys (id, customer_id, key_hash, prefix, label, expires_at, rate_per_s, burst)
-       VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-      [
-        keyId,
-        customer.id,
-        hash,
-        prefix,
-        key.label ?? null,
-        key.expires_at ?? null,
-        key.rate_per_s ?? null,
-        key.burst ?? null,
-      ],
-    );
+    await lockOpenCustomer(tx, customer.id);
+    const minted = await mintKey(tx, customer.id, key, random);
     if (key.initial_credits !== undefined && key.initial_credits > 0n) {
       await credit(tx, {
         customer_id: customer.id,
         amount: key.initial_credits,
-        reference: `initial_${keyId}`,
+        reference: `initial_${minted.key_id}`,
         detail: "initial credit",
       });
     }
     return {
-      api_key: token,
-      key_id: keyId,
+      ...minted,
       customer_id: customer.id,
-      prefix,
       balance_mils: await balanceOf(tx, customer.id),
       created_customer: customer.created,
     };
   });
 }
 
+// A closed customer's keys count as revoked, and closing revokes them, too.
 const IDENTITY = `
-  SELECT k.id AS key_id, k.customer_id, k.rate_per_s, k.burst, k.revoked_at, k.expires_at, a.balance_mils,
-         price_in_force(k.customer_id, now()) AS price_mils_per_frame
-    FROM api_keys k JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'`;
+  SELECT k.id AS key_id, k.customer_id, k.rate_per_s, k.burst, coalesce(k.revoked_at, c.closed_at) AS revoked_at,
+         k.expires_at, a.balance_mils, price_in_force(k.customer_id, now()) AS price_mils_per_frame
+    FROM api_keys k JOIN customers c ON c.id = k.customer_id
+    JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'`;
 
 type IdentityRow = KeyIdentity & { readonly revoked_at: Date | null; readonly expires_at: Date | null };
 
@@ -122,6 +102,8 @@ export interface ListedKey {
   readonly rate_per_s: number | null;
   readonly burst: number | null;
   readonly created_at: Date;
+  /** As far as gateways have written it: they do so every half minute. */
+  readonly last_used_at: Date | null;
   readonly expires_at: Date | null;
   readonly revoked_at: Date | null;
   readonly balance_mils: Mils;
@@ -131,8 +113,9 @@ export interface ListedKey {
 export function listKeys(sql: Sql, customer?: string): Promise<ListedKey[]> {
   return sql.query<ListedKey>(
     `SELECT k.id AS key_id, k.customer_id, c.email, k.prefix, k.label, k.rate_per_s, k.burst,
-            k.created_at, k.expires_at, k.revoked_at, a.balance_mils
+            k.created_at, u.last_used_at, k.expires_at, k.revoked_at, a.balance_mils
        FROM api_keys k
+       LEFT JOIN api_key_usage u ON u.key_id = k.id
        JOIN customers c ON c.id = k.customer_id
        JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'
       WHERE $1::text IS NULL OR c.id = $1 OR c.email = lower($1)
@@ -145,10 +128,43 @@ export function listKeys(sql: Sql, customer?: string): Promise<ListedKey[]> {
  * From the moment this resolves no debit commits for that key: a debit holds the key's row FOR SHARE, so this waits
  * for those that are under way, and those that come later see the revocation. Revoking again changes nothing.
  */
-export async function revokeKey(
-  sql: Sql,
-  keyIdOrPrefix: string,
-): Promise<{ key_id: KeyId; customer_id: CustomerId; prefix: string; revoked_at: Date }> {
+export async function revokeKey(sql: Sql, keyIdOrPrefix: string): Promise<NamedKey & { readonly revoked_at: Date }> {
+  const keyId = await findKey(sql, keyIdOrPrefix);
+  const [revoked] = await sql.query<NamedKey & { revoked_at: Date }>(
+    `UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1
+     RETURNING id AS key_id, customer_id, prefix, revoked_at`,
+    [keyId],
+  );
+  if (!revoked) throw new Error(`key ${keyId} vanished`); // keys are never deleted
+  return revoked;
+}
+
+export interface NamedKey {
+  readonly key_id: KeyId;
+  readonly customer_id: CustomerId;
+  readonly prefix: string;
+}
+
+export interface KeyLimit {
+  /** Null: the default. */
+  readonly rate_per_s: number | null;
+  readonly burst: number | null;
+}
+
+/** Sets the key's own limit, which holds from its next request on; null goes back to the default. */
+export async function limitKey(sql: Sql, keyIdOrPrefix: string, limit: KeyLimit): Promise<NamedKey & KeyLimit> {
+  const keyId = await findKey(sql, keyIdOrPrefix);
+  const [limited] = await sql.query<NamedKey & KeyLimit>(
+    `UPDATE api_keys SET rate_per_s = $2, burst = $3 WHERE id = $1
+     RETURNING id AS key_id, customer_id, prefix, rate_per_s, burst`,
+    [keyId, limit.rate_per_s, limit.burst],
+  );
+  if (!limited) throw new Error(`key ${keyId} vanished`); // keys are never deleted
+  return limited;
+}
+
+/** Throws ApiError: not_found, or invalid_request for a prefix of several keys. */
+async function findKey(sql: Sql, keyIdOrPrefix: string): Promise<KeyId> {
   const matches = await sql.query<{ id: KeyId }>(`SELECT id FROM api_keys WHERE id = $1 OR prefix = $1`, [
     keyIdOrPrefix,
   ]);
@@ -157,27 +173,7 @@ export async function revokeKey(
   if (others.length > 0) {
     throw new ApiError("invalid_request", `${matches.length} keys start with ${keyIdOrPrefix}: name one by its key id`);
   }
-  const [revoked] = await sql.query<{ key_id: KeyId; customer_id: CustomerId; prefix: string; revoked_at: Date }>(
-    `UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1
-     RETURNING id AS key_id, customer_id, prefix, revoked_at`,
-    [match.id],
-  );
-  if (!revoked) throw new Error(`key ${match.id} vanished`); // keys are never deleted
-  return revoked;
-}
-
-/** Sets the key's own limit; null goes back to the default. */
-export async function limitKey(
-  sql: Sql,
-  keyId: string,
-  limit: { rate_per_s: number | null; burst: number | null },
-): Promise<void> {
-  const [row] = await sql.query(`UPDATE api_keys SET rate_per_s = $2, burst = $3 WHERE id = $1 RETURNING id`, [
-    keyId,
-    limit.rate_per_s,
-    limit.burst,
-  ]);
-  if (!row) throw new ApiError("not_found", `there is no key ${keyId}`);
+  return match.id;
 }
 
 /** What the local customer may spend with AUTH=off: $1,000, so that the ledger works as it does anywhere else. */

@@ -4,6 +4,7 @@ import { readToken } from "#keys/token.ts";
 import { verifyLedger } from "#ledger/verify.ts";
 
 import { createTestDatabase, type TestDatabase } from "../support/postgres.ts";
+import { startStripeStandIn, TEST_SECRET_KEY } from "../support/stripe/stand-in.ts";
 import { type Ran, run } from "./command.ts";
 
 /** A command is a process, and a busy machine takes seconds to start one. */
@@ -50,6 +51,75 @@ test("a key is printed once, to the terminal that minted it, and is never logged
   expect(listed.stdout + listed.stderr).not.toContain(key);
 });
 
+test("keys create takes a limit, an end and a label, and keys list shows them", async () => {
+  const limits = ["--rate", "7", "--burst", "9", "--expires", "30d", "--label", "robot"];
+  const key = await json("keys", "create", "--customer", "limits@example.com", ...limits);
+  const days = (Date.parse(String(key["expires_at"])) - Date.now()) / 86_400_000;
+  expect(days).toBeGreaterThan(29.9);
+  expect(days).toBeLessThanOrEqual(30);
+  await json("keys", "create", "--customer", "limits@example.com", "--expires", "2031-12-31");
+
+  const [first, second] = (await json("keys", "list", "--customer", "limits@example.com")) as unknown as [
+    object,
+    object,
+  ];
+  expect(first).toMatchObject({
+    key_id: key["key_id"],
+    prefix: key["prefix"],
+    label: "robot",
+    rate_per_s: 7,
+    burst: 9,
+    last_used_at: null,
+    expires_at: key["expires_at"],
+    revoked_at: null,
+    state: "active",
+  });
+  expect(second).toMatchObject({ expires_at: "2031-12-31T00:00:00.000Z", rate_per_s: null });
+
+  await database.db.query("UPDATE api_keys SET expires_at = now() WHERE id = $1", [key["key_id"]]);
+  await database.db.query("INSERT INTO api_key_usage VALUES ($1, '2026-11-22 10:09:08Z')", [key["key_id"]]);
+  const { stdout } = await cli("keys", "list", "--customer", "limits@example.com");
+  expect(stdout).toMatch(/KEY ID .*LABEL +LIMIT +CREATED +LAST USED +EXPIRES +STATE/);
+  expect(stdout).toMatch(/robot +7\/s, 9 +\S+ +2026-11-22 10:09 .*expired/);
+  expect(stdout).toMatch(/default +\S+ +never +2031-12-31 00:00 +active/);
+});
+
+test("a closed customer gets no key", async () => {
+  await json("keys", "create", "--customer", "closed@example.com");
+  await database.db.query("UPDATE customers SET closed_at = now() WHERE email = 'closed@example.com'");
+  const { code, stdout, stderr } = await cli("keys", "create", "--customer", "closed@example.com");
+  expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+  expect(stderr).toMatch(/customer cus_\w+ is closed/);
+});
+
+test("with Stripe configured a new customer is one there, too; a further key of it makes no second", async () => {
+  const stripe = await startStripeStandIn();
+  const env = { DATABASE_URL: database.url, STRIPE_SECRET_KEY: TEST_SECRET_KEY, STRIPE_API_BASE: stripe.url };
+  for (const times of [1, 2]) {
+    const { code, stderr } = await run(["keys", "create", "--customer", "stripe@example.com"], env);
+    expect({ code, stderr }, `time ${times}`).toEqual({ code: 0, stderr: "" });
+  }
+  expect(stripe.requests.filter(({ method }) => method === "POST").map(({ path }) => path)).toEqual(["/v1/customers"]);
+  const [row] = await database.db.query<{ stripe_customer_id: string }>(
+    "SELECT stripe_customer_id FROM customers WHERE email = 'stripe@example.com'",
+  );
+  expect(row?.stripe_customer_id).toMatch(/^cus_/);
+  await stripe.stop();
+});
+
+test("with a Stripe that cannot be reached the key is made all the same, with a warning", async () => {
+  const args = ["keys", "create", "--customer", "nostripe@example.com", "--json"];
+  const { code, stdout, stderr } = await run(args, {
+    DATABASE_URL: database.url,
+    STRIPE_SECRET_KEY: "sk_test_0123456789",
+    STRIPE_API_BASE: "http://127.0.0.1:9",
+  });
+  expect(code).toBe(0);
+  expect(readToken(String((JSON.parse(stdout) as Record<string, unknown>)["api_key"])).ok).toBe(true);
+  expect(stderr).toMatch(/^warning: no customer at Stripe yet .*the first top-up makes it$/m);
+  expect(stderr).not.toContain("sk_test_0123456789");
+});
+
 test("keys list shows each key's state and limit", async () => {
   const key = await json("keys", "create", "--customer", "d@example.com", "--label", "robot arm");
   const keyId = String(key["key_id"]);
@@ -60,9 +130,11 @@ test("keys list shows each key's state and limit", async () => {
   expect((await cli("keys", "list", "--customer", "d@example.com")).stdout).toMatch(/default\s.*revoked/);
 });
 
-test("a key can be revoked by its first characters, or by the whole key", async () => {
+test("a key can be limited and revoked by its first characters, or by the whole key", async () => {
   for (const name of ["prefix", "api_key"]) {
     const key = await json("keys", "create", "--customer", "e@example.com");
+    const limited = await json("keys", "limit", String(key[name]), "--burst", "3");
+    expect(limited).toMatchObject({ key_id: key["key_id"], rate_per_s: null, burst: 3 });
     expect(await json("keys", "revoke", String(key[name]))).toMatchObject({ key_id: key["key_id"] });
   }
 });
@@ -82,6 +154,11 @@ test.each([
   [["keys", "create", "--customer", "a@example.com", "--initial-credits", "-5"], /dollar amount such as 25/],
   [["keys", "revoke", "key_nope"], /no key key_nope/],
   [["keys", "limit", "key_nope", "--rate", "0"], /whole number from 1/],
+  [["keys", "limit", "key_nope"], /no key key_nope/],
+  [["keys", "create", "--customer", "a@example.com", "--expires", "soon"], /days from now such as 30d/],
+  [["keys", "create", "--customer", "a@example.com", "--expires", "2020-01-01"], /a time to come/],
+  [["keys", "create", "--customer", "a@example.com", "--label", "two\nlines"], /label: expected at most 100/],
+  [["keys", "revoke", `dre_${"a".repeat(42)}`], /The API key must have 47 characters, got 46/],
   [["credits", "grant", "nobody@example.com", "5"], /no customer nobody@example.com/],
   [["predict", "--frame", "missing.png", "--actions", "missing.npy"], /Cannot read missing/],
   [["nonsense"], /unknown command/],

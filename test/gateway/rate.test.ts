@@ -3,7 +3,6 @@ import { describe, expect, test } from "vitest";
 
 import { createByteBudget } from "#gateway/input/byte-budget.ts";
 import { decideRate, type RatePolicy, windowSeconds } from "#gateway/gcra.ts";
-import { createRateLimiter } from "#gateway/rate-limiter.ts";
 
 const DEFAULT: RatePolicy = { per_second: 50, burst: 200 };
 
@@ -88,27 +87,49 @@ describe("the policy", () => {
   });
 });
 
-describe("the limiter", () => {
-  test("keeps a bucket for each name", () => {
-    const limiter = createRateLimiter({ now: () => 0 });
-    const policy = { per_second: 1, burst: 1 };
-    expect(limiter.take("a", policy).allowed).toBe(true);
-    expect(limiter.take("a", policy).allowed).toBe(false);
-    expect(limiter.take("b", policy).allowed).toBe(true);
+const empty = (policy: RatePolicy): number => {
+  let state: number | undefined;
+  for (let i = 0; i < policy.burst; i++) state = decideRate(state, policy, 0).full_at_ms;
+  return state ?? 0;
+};
+
+describe("a policy that changed", () => {
+  test("raised: a bucket that would have been dry for long is at once on the new rate", () => {
+    const raised = { per_second: 100, burst: 100 };
+    let state = empty({ per_second: 1, burst: 100 }); // full again in 100 s
+    const times = every(1, 10_000);
+    let count = 0;
+    for (const now of times) {
+      const decision = decideRate(state, raised, now);
+      state = decision.full_at_ms;
+      if (decision.allowed) count += 1;
+    }
+    expect(count).toBeGreaterThanOrEqual(999);
+    expect(count).toBeLessThanOrEqual(1_001);
   });
 
-  test("forgets full buckets first, then the oldest, and stays bounded", () => {
-    let now = 0;
-    const limiter = createRateLimiter({ now: () => now }, 2);
-    const policy = { per_second: 1, burst: 1 };
-    limiter.take("a", policy);
-    now = 900;
-    limiter.take("b", policy);
-    now = 1_500; // "a" is full again, "b" is not
-    limiter.take("c", policy);
-    expect(limiter.take("b", policy).allowed).toBe(false);
-    limiter.take("d", policy); // both are in use: the older one goes
-    expect(limiter.take("d", policy).allowed).toBe(false);
+  test("lowered: what is left of the bucket is the new burst at most", () => {
+    const lowered = { per_second: 1, burst: 3 };
+    let state = empty({ per_second: 100, burst: 100 }); // full again in a second
+    let count = 0;
+    for (let i = 0; i < 10; i++) {
+      const decision = decideRate(state, lowered, 0);
+      state = decision.full_at_ms;
+      if (decision.allowed) count += 1;
+    }
+    expect(count).toBe(2);
+  });
+
+  test("a clock that was set back by an hour refuses nobody for an hour", () => {
+    const policy = { per_second: 2, burst: 4 };
+    const hour = 3_600_000;
+    let state: number | undefined = hour + 500;
+    const decisions = [0, 100, 600].map((now) => {
+      const decision = decideRate(state, policy, now);
+      state = decision.full_at_ms;
+      return decision.allowed;
+    });
+    expect(decisions).toEqual([true, false, true]);
   });
 });
 

@@ -3,18 +3,25 @@ import { randomBytes } from "node:crypto";
 
 import { type Command, InvalidArgumentError } from "commander";
 
+import { KEY_BURST_DEFAULT, KEY_RATE_PER_S_DEFAULT } from "#contract/limits.ts";
 import { type Mils, milsFromUsd, usdText } from "#contract/mils.ts";
+import { parseExpiry } from "#keys/expiry.ts";
 import { createKey, type CreatedKey, limitKey, type ListedKey, listKeys, revokeKey } from "#keys/keys.ts";
-
 import { prefixOf, readToken } from "#keys/token.ts";
+import type { Config } from "#platform/config.ts";
+import type { Database } from "#platform/database.ts";
 
 import { withDatabase } from "../context.ts";
 import { printJson, printTable } from "../print.ts";
+import { UserError } from "../user-error.ts";
 
 interface CreateOptions {
   readonly customer: string;
   readonly initialCredits?: Mils;
   readonly label?: string;
+  readonly rate?: number;
+  readonly burst?: number;
+  readonly expires?: Date;
   readonly json?: true;
 }
 
@@ -22,15 +29,18 @@ export function addKeys(program: Command): void {
   const keys = program.command("keys").description("API keys; several may share a customer's balance");
   keys
     .command("create")
-    .description("mint a key for a customer, who is created when new")
+    .description("mint a key for a customer, who is created when new (with Stripe configured, there too)")
     .requiredOption("--customer <id|email>", "cus_… or an e-mail address")
     .option("--initial-credits <usd>", "dollars to credit, such as 25.00", parseUsd)
     .option("--label <text>", "a name for people")
+    .option("--rate <per second>", `requests a second; default ${KEY_RATE_PER_S_DEFAULT}`, parseCount)
+    .option("--burst <requests>", `requests at once; default ${KEY_BURST_DEFAULT}`, parseCount)
+    .option("--expires <when>", "30d, 2030-12-31 or 2030-12-31T18:00Z; default never", parseEnd)
     .option("--json", "print JSON on stdout")
     .action(create);
   keys
     .command("list")
-    .description("all keys, or one customer's")
+    .description("all keys, or one customer's; never the keys themselves")
     .option("--customer <id|email>")
     .option("--json", "print JSON on stdout")
     .action(list);
@@ -42,25 +52,60 @@ export function addKeys(program: Command): void {
     .action(revoke);
   keys
     .command("limit")
-    .description("set a key's own rate limit; without options it goes back to the default (50/s, burst 200)")
-    .argument("<key id>")
+    .description(
+      "set a key's own rate limit, which holds from its next request on; what is not given goes back to the default " +
+        `(${KEY_RATE_PER_S_DEFAULT}/s, burst ${KEY_BURST_DEFAULT})`,
+    )
+    .argument("<key>", "key id (key_…) or the key's first characters")
     .option("--rate <per second>", "requests a second", parseCount)
     .option("--burst <requests>", "requests at once", parseCount)
+    .option("--json", "print JSON on stdout")
     .action(limit);
 }
 
-async function create({ customer, initialCredits, label, json }: CreateOptions): Promise<void> {
-  const key = {
-    customer,
-    ...(initialCredits === undefined ? {} : { initial_credits: initialCredits }),
-    ...(label === undefined ? {} : { label }),
-  };
-  const created = await withDatabase(({ db }) => createKey(db, key, randomBytes));
-  if (json) printJson({ ...created, balance_usd: usdText(created.balance_mils) });
-  else console.log(describe(created));
+async function create(options: CreateOptions): Promise<void> {
+  const { customer, initialCredits, label, rate, burst, expires, json } = options;
+  const { created, warning } = await withDatabase(async ({ db }, config) => {
+    const created = await createKey(
+      db,
+      {
+        customer,
+        ...(initialCredits === undefined ? {} : { initial_credits: initialCredits }),
+        label,
+        rate_per_s: rate,
+        burst,
+        expires_at: expires,
+      },
+      randomBytes,
+    );
+    return { created, warning: created.created_customer ? await createAtStripe(db, config, created) : null };
+  });
+  if (warning !== null) process.stderr.write(`${warning}\n`);
+  const expires_at = expires ?? null;
+  if (json) printJson({ ...created, expires_at, balance_usd: usdText(created.balance_mils) });
+  else console.log(describe(created, expires_at));
 }
 
-function describe({ api_key, key_id, customer_id, balance_mils, created_customer }: CreatedKey): string {
+/** Null, or what to tell the operator: a key is of use without Stripe, so a failure there is not this command's. */
+async function createAtStripe(db: Database, config: Config, { customer_id }: CreatedKey): Promise<string | null> {
+  if (config.STRIPE_SECRET_KEY === undefined) return null;
+  try {
+    const { createStripe } = await import("#billing/stripe.ts"); // large, and most commands end without it
+    const { ensureStripeCustomer } = await import("#billing/stripe-customer.ts");
+    const stripe = createStripe(config);
+    const [row] = await db.query<{ email: string | null }>(`SELECT email FROM customers WHERE id = $1`, [customer_id]);
+    if (stripe) await ensureStripeCustomer(db, stripe, customer_id, row?.email ?? null);
+    return null;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    return `warning: no customer at Stripe yet (${reason}); the first top-up makes it`;
+  }
+}
+
+function describe(
+  { api_key, key_id, customer_id, balance_mils, created_customer }: CreatedKey,
+  expiresAt: Date | null,
+): string {
   return [
     "",
     `  API key    ${api_key}`,
@@ -70,54 +115,100 @@ function describe({ api_key, key_id, customer_id, balance_mils, created_customer
     `  Key id     ${key_id}`,
     `  Customer   ${customer_id}${created_customer ? " (new)" : ""}`,
     `  Balance    $${usdText(balance_mils)} (${balance_mils} mils)`,
+    ...(expiresAt ? [`  Expires    ${expiresAt.toISOString()}`] : []),
     "",
   ].join("\n");
 }
 
 async function list({ customer, json }: { customer?: string; json?: true }): Promise<void> {
   const keys = await withDatabase(({ db }) => listKeys(db, customer));
+  const now = Date.now();
   if (json) {
-    printJson(keys);
+    printJson(keys.map((key) => ({ ...key, state: stateOf(key, now) })));
     return;
   }
-  const heading = ["KEY ID", "KEY", "CUSTOMER", "LABEL", "LIMIT", "CREATED", "STATE", "BALANCE"];
-  printTable(heading, keys.map(rowOf));
+  const heading = [
+    "KEY ID",
+    "KEY",
+    "CUSTOMER",
+    "LABEL",
+    "LIMIT",
+    "CREATED",
+    "LAST USED",
+    "EXPIRES",
+    "STATE",
+    "BALANCE",
+  ];
+  printTable(
+    heading,
+    keys.map((key) => rowOf(key, now)),
+  );
 }
 
-function rowOf(key: ListedKey): string[] {
+function rowOf(key: ListedKey, now: number): string[] {
   return [
     key.key_id,
     `${key.prefix}…`,
     key.email ?? key.customer_id,
     key.label ?? "",
-    key.rate_per_s === null && key.burst === null ? "default" : `${key.rate_per_s ?? 50}/s, ${key.burst ?? 200}`,
+    limitText(key),
     key.created_at.toISOString().slice(0, 10),
-    key.revoked_at ? "revoked" : key.expires_at && key.expires_at.getTime() <= Date.now() ? "expired" : "active",
+    key.last_used_at ? minute(key.last_used_at) : "never",
+    key.expires_at ? minute(key.expires_at) : "never",
+    stateOf(key, now),
     `$${usdText(key.balance_mils)}`,
   ];
 }
 
+/** UTC, as all times that we print. */
+const minute = (time: Date): string => time.toISOString().slice(0, 16).replace("T", " ");
+
+function stateOf({ revoked_at, expires_at }: ListedKey, now: number): "active" | "revoked" | "expired" {
+  if (revoked_at) return "revoked";
+  return expires_at && expires_at.getTime() <= now ? "expired" : "active";
+}
+
+function limitText({ rate_per_s, burst }: Pick<ListedKey, "rate_per_s" | "burst">): string {
+  if (rate_per_s === null && burst === null) return "default";
+  return `${rate_per_s ?? KEY_RATE_PER_S_DEFAULT}/s, ${burst ?? KEY_BURST_DEFAULT}`;
+}
+
 async function revoke(key: string, { json }: { json?: true }): Promise<void> {
-  // Whoever has the whole key at hand may name it by that; the database knows its first characters.
-  const name = readToken(key).ok ? prefixOf(key) : key;
+  const name = nameOf(key);
   const revoked = await withDatabase(({ db }) => revokeKey(db, name));
   if (json) printJson(revoked);
   else console.log(`${revoked.key_id} (${revoked.prefix}…) of ${revoked.customer_id} is revoked.`);
 }
 
-async function limit(keyId: string, { rate, burst }: { rate?: number; burst?: number }): Promise<void> {
-  await withDatabase(({ db }) => limitKey(db, keyId, { rate_per_s: rate ?? null, burst: burst ?? null }));
-  console.log(
-    rate === undefined && burst === undefined
-      ? `${keyId} has the default limit again.`
-      : `${keyId}: ${rate ?? "default"} requests a second, bursts of ${burst ?? "default"}.`,
+async function limit(key: string, options: { rate?: number; burst?: number; json?: true }): Promise<void> {
+  const { rate, burst, json } = options;
+  const name = nameOf(key);
+  const limited = await withDatabase(({ db }) =>
+    limitKey(db, name, { rate_per_s: rate ?? null, burst: burst ?? null }),
   );
+  if (json) printJson(limited);
+  else if (rate === undefined && burst === undefined) console.log(`${limited.key_id} has the default limit again.`);
+  else console.log(`${limited.key_id}: ${rate ?? "default"} requests a second, bursts of ${burst ?? "default"}.`);
+}
+
+/** Whoever has the whole key at hand may name it by that; the database knows its first characters. */
+function nameOf(key: string): string {
+  if (!key.startsWith("dre_") || key === prefixOf(key)) return key;
+  const read = readToken(key);
+  if (!read.ok) throw new UserError(`The API key ${read.problem}. Name it by its key id or by its first characters.`);
+  return prefixOf(key);
 }
 
 /** Exact dollars as mils; refused by commander with what was expected. */
 export function parseUsd(text: string): Mils {
+  return parsed(() => milsFromUsd(text));
+}
+
+const parseEnd = (text: string): Date => parsed(() => parseExpiry(text, Date.now()));
+
+function parsed<T>(parse: () => T): T {
   try {
-    return milsFromUsd(text);
+    return parse();
   } catch (error) {
     throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
   }

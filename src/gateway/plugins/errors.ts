@@ -6,11 +6,12 @@ import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import { Counter, type Registry } from "prom-client";
 import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId, type RandomBytes } from "#contract/ids.ts";
-import type { Log } from "#platform/log.ts";
+import { type Log, withoutSecrets } from "#platform/log.ts";
 
 import { bodyTooLarge } from "../input/multipart.ts";
 import { REQUEST_ID_HEADER, setRequestId } from "./request-id.ts";
@@ -30,16 +31,27 @@ export const ErrorBody = Type.Object(
 );
 
 function errorBody(error: ApiError, requestId: string): object {
+  // A message may repeat what came in, and a key in the wrong field ends up in tickets and logs of others.
+  const message = withoutSecrets(error.message);
   return {
-    detail: error.detail ?? error.message,
-    error: { code: error.code, message: error.message, request_id: requestId },
+    detail: error.detail ?? message,
+    error: { code: error.code, message, request_id: requestId },
   };
 }
 
-export function addErrors(app: FastifyInstance): void {
+export function addErrors(app: FastifyInstance, registry: Registry): void {
   const methods = createMethodTable(app);
+  const errors = new Counter({
+    name: "dream_http_errors_total",
+    help: "Errors that callers were told, by their stable code.",
+    labelNames: ["code"] as const,
+    registers: [registry],
+  });
 
-  app.setErrorHandler((error, request, reply) => answerError(error, request, reply));
+  app.setErrorHandler((error, request, reply) => {
+    errors.inc({ code: toApiError(error).code });
+    return answerError(error, request, reply);
+  });
 
   app.setNotFoundHandler((request, reply) => {
     const path = request.url.split("?", 1)[0] ?? "";
@@ -59,7 +71,7 @@ export function addErrors(app: FastifyInstance): void {
 }
 
 function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  const known = toApiError(error);
+  const known = toApiError(error, request.routeOptions.bodyLimit);
   if (known.status >= 500) {
     request.log.error({ err: error, request_id: request.id, code: known.code }, "request failed");
   }
@@ -95,12 +107,12 @@ export function createClientErrorAnswer(random: RandomBytes, log: Log) {
   };
 }
 
-function toApiError(error: unknown): ApiError {
+function toApiError(error: unknown, bodyBytesMax?: number): ApiError {
   if (error instanceof ApiError) return error;
   if (isFastifyError(error)) {
     if (error.validation) return invalidField(error);
     const { statusCode = 500 } = error;
-    if (statusCode === 413) return bodyTooLarge();
+    if (statusCode === 413) return bodyTooLarge(bodyBytesMax);
     if (statusCode === 415) {
       return new ApiError("unsupported_media_type", "this route does not take that Content-Type; see /docs", {
         cause: error,

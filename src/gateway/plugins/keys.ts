@@ -4,9 +4,11 @@ import type { FastifyInstance, FastifyRequest, onRequestAsyncHookHandler } from 
 import { ApiError } from "#contract/errors.ts";
 import type { RandomBytes } from "#contract/ids.ts";
 import { authenticate, type KeyIdentity, localKey } from "#keys/keys.ts";
+import type { UsageNotes } from "#keys/usage.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 
+import { callerAddress } from "../caller-address.ts";
 import { type RateLimiter, tooManyRequests } from "../rate-limiter.ts";
 
 declare module "fastify" {
@@ -27,6 +29,7 @@ export interface KeyCheckOptions {
   readonly clock: Clock;
   readonly random: RandomBytes;
   readonly limiter: RateLimiter;
+  readonly usage: UsageNotes;
 }
 
 /** Failed attempts of one address. A right key is never refused by it: behind a proxy all callers share an address. */
@@ -34,7 +37,7 @@ const FAILURES = { per_second: 2, burst: 30 };
 
 /** A hook for routes that need a key. */
 export function createKeyCheck(app: FastifyInstance, options: KeyCheckOptions): onRequestAsyncHookHandler {
-  const { db, auth, clock, random, limiter } = options;
+  const { db, auth, clock, random, limiter, usage } = options;
   app.decorateRequest("identity", null);
 
   return async (request) => {
@@ -45,9 +48,10 @@ export function createKeyCheck(app: FastifyInstance, options: KeyCheckOptions): 
     }
     try {
       request.identity = await authenticate(db, token, clock);
+      usage.note(request.identity.key_id);
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) {
-        const failures = limiter.take(`failed from ${request.ip}`, FAILURES);
+        const failures = await limiter.take(`failed from ${callerAddress(request.ip)}`, FAILURES);
         if (!failures.allowed) throw tooManyRequests("failed authentications from this address", failures, error);
       }
       throw error;

@@ -1,21 +1,27 @@
 /**
- * Requests per key: a bucket in this process, 50 a second with a burst of 200 unless the key says otherwise. A floor
+ * Requests per key: 50 a second with a burst of 200 unless the key says otherwise. A floor
  * against runaway loops; what a customer may spend is the ledger's business. Every request costs one, a batch too.
  */
 import type { onRequestAsyncHookHandler } from "fastify";
+
+import { KEY_BURST_DEFAULT, KEY_RATE_PER_S_DEFAULT } from "#contract/limits.ts";
+import type { KeyIdentity } from "#keys/keys.ts";
 
 import { type RatePolicy, windowSeconds } from "../gcra.ts";
 import { type RateLimiter, retryAfterSeconds, tooManyRequests } from "../rate-limiter.ts";
 import { identityOf } from "./keys.ts";
 
-const DEFAULT_RATE: RatePolicy = { per_second: 50, burst: 200 };
+/** A key's own limit where it has one, read with the key on each request: a change holds from the next one on. */
+export function ratePolicyOf(key: Pick<KeyIdentity, "rate_per_s" | "burst">): RatePolicy {
+  return { per_second: key.rate_per_s ?? KEY_RATE_PER_S_DEFAULT, burst: key.burst ?? KEY_BURST_DEFAULT };
+}
 
 /** A hook for routes that need a key; runs after the key check. */
 export function createKeyRateLimit(limiter: RateLimiter): onRequestAsyncHookHandler {
   return async (request, reply) => {
-    const { key_id, rate_per_s, burst } = identityOf(request);
-    const policy = { per_second: rate_per_s ?? DEFAULT_RATE.per_second, burst: burst ?? DEFAULT_RATE.burst };
-    const decision = limiter.take(key_id, policy);
+    const identity = identityOf(request);
+    const policy = ratePolicyOf(identity);
+    const decision = await limiter.take(identity.key_id, policy);
     // draft-ietf-httpapi-ratelimit-headers: q requests in w seconds; r left for the next t seconds.
     const window = windowSeconds(policy);
     reply.header("RateLimit-Policy", `"key";q=${policy.burst};w=${window}`);
