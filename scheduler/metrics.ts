@@ -1,5 +1,7 @@
-/** What the scheduler counts. */
+/** What the scheduler counts, and what the leader reads off the books for others to watch (money-watch.ts). */
 import { Counter, Gauge, type Registry } from "prom-client";
+
+import { moneyMetricsOf } from "#ledger/metrics.ts";
 
 export type SchedulerMetrics = ReturnType<typeof createSchedulerMetrics>;
 
@@ -25,5 +27,37 @@ export function createSchedulerMetrics(registry: Registry) {
       labelNames: ["action"] as const,
       registers,
     }),
+    money: moneyMetricsOf(registry),
+    books: createBooksMetrics(registry),
+  };
+}
+
+/** Read by the leader alone; 0 in processes that do not lead, so `max()` over all of them is the leader's word. */
+function createBooksMetrics(registry: Registry) {
+  const gauge = (name: string, help: string): Gauge => new Gauge({ name, help, registers: [registry] });
+  return {
+    unsettled: gauge("dream_money_unsettled_rollouts", "Rollouts that are debited and not settled"),
+    oldestUnsettledS: gauge(
+      "dream_money_oldest_unsettled_debit_age_seconds",
+      "Age of the oldest debit whose rollout is not settled",
+    ),
+    mostOverdueS: gauge(
+      "dream_money_unsettled_past_deadline_seconds",
+      "How long ago the deadline of an unsettled rollout passed, at most; the sweep settles those within seconds",
+    ),
+    verifiedAt: gauge(
+      "dream_ledger_verified_at_seconds",
+      "When a verification of the ledger last found nothing, in epoch seconds",
+    ),
+    problems: gauge("dream_ledger_problems", "Disagreements that the last verification of the ledger found"),
+    paymentProblems: gauge(
+      "dream_money_payments_with_problem",
+      "Payments that Stripe holds and that were not credited, for another currency or amount or an unknown top-up",
+    ),
+    reconciledAt: gauge(
+      "dream_money_reconciled_at_seconds",
+      "When our payments were last compared with Stripe's, in epoch seconds",
+    ),
+    readAt: gauge("dream_ledger_read_at_seconds", "When the leader last read these figures, in epoch seconds"),
   };
 }

@@ -6,6 +6,7 @@
  */
 import type { Registry } from "prom-client";
 
+import type { Stripe } from "#billing/stripe.ts";
 import type { BlobStore } from "#blobs/blob-store.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import type { Clock } from "#platform/clock.ts";
@@ -15,9 +16,12 @@ import type { Log } from "#platform/log.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { type Leadership, tryLead } from "#rollouts/leader.ts";
 
+import { startAudit } from "./audit.ts";
 import { startDispatcher } from "./dispatch/dispatcher.ts";
 import { startLoop } from "./loop.ts";
 import { createSchedulerMetrics } from "./metrics.ts";
+import { startMoneyWatch } from "./money-watch.ts";
+import { startReconciler } from "./reconciler.ts";
 import { startJanitor } from "./sweep/janitor.ts";
 import { startSweeper } from "./sweep/sweeper.ts";
 
@@ -36,6 +40,8 @@ export interface SchedulerOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly registry: Registry;
+  /** Null or absent where top-up by card is not configured. */
+  readonly stripe?: Stripe | null;
 }
 
 /** Resolves at once; leads as soon as nobody else does. */
@@ -58,6 +64,9 @@ export async function startScheduler(options: SchedulerOptions): Promise<Service
       try {
         parts.push(["sweep", startSweeper({ ...options, epoch, metrics })]);
         parts.push(["clean", startJanitor({ ...options, epoch })]);
+        parts.push(["money watch", startMoneyWatch({ ...options, metrics })]);
+        parts.push(["audit", startAudit(options)]);
+        if (options.stripe) parts.push(["reconcile", startReconciler({ ...options, stripe: options.stripe, metrics })]);
         parts.push(["dispatch", await startDispatcher({ ...options, epoch, metrics })]);
         const reason = await Promise.race([leadership.lost, untilAborted(signal)]);
         if (reason) log.error({ err: reason }, "lost the leadership");

@@ -6,6 +6,7 @@ import { Compile } from "typebox/compile";
 
 import { jobIdOf, type RolloutId } from "#contract/ids.ts";
 import { blobKeys, type Outcome, RolloutResult } from "#contract/jobs.ts";
+import { type Mils, mils } from "#contract/mils.ts";
 import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
 import { within } from "#platform/bounded.ts";
 import type { Clock } from "#platform/clock.ts";
@@ -82,7 +83,9 @@ async function endAbandoned(options: SweeperOptions, signal: AbortSignal): Promi
 
 async function end(options: SweeperOptions, id: RolloutId, outcome: Outcome, why: string): Promise<void> {
   const { settled, rollout } = await settle(options.db, id, null, outcome);
-  if (settled && rollout) await announce(options, rollout, outcome, { why, cancel: true });
+  if (!settled || !rollout) return;
+  options.metrics.money.moved("refund", rollout.refunded_mils);
+  await announce(options, rollout, outcome, { why, cancel: true });
 }
 
 /**
@@ -96,12 +99,13 @@ async function lookAtNext(options: SweeperOptions): Promise<boolean> {
     if (!rollout) return null;
     const action = await lookAt(rollout, options);
     // Put off like any other, or this row would keep those behind it from their looks.
-    await act(tx, rollout, action ?? { kind: "wait" }, options);
-    return { rollout, action };
+    const refunded = await act(tx, rollout, action ?? { kind: "wait" }, options);
+    return { rollout, action, refunded };
   });
   if (!looked?.action) return false;
-  const { rollout, action } = looked;
+  const { rollout, action, refunded } = looked;
   options.metrics.swept.inc({ action: action.kind });
+  options.metrics.money.moved("refund", refunded);
   if (action.kind === "settle") {
     await announce(options, rollout, action.outcome, { why: "stuck", cancel: action.cancel });
   }
@@ -150,10 +154,11 @@ async function readResult(blobs: BlobStore, { id, attempt }: Rollout, log: Log):
   }
 }
 
-async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, log }: SweeperOptions): Promise<void> {
+/** What was refunded by it. */
+async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, log }: SweeperOptions): Promise<Mils> {
   if (action.kind === "settle") {
-    await settle(tx, rollout.id, rollout.attempt, action.outcome);
-    return;
+    const { settled, rollout: ended } = await settle(tx, rollout.id, rollout.attempt, action.outcome);
+    return settled && ended ? ended.refunded_mils : mils(0);
   }
   if (action.kind === "add_again") {
     const jobId = jobIdOf(rollout.id, rollout.attempt);
@@ -164,6 +169,7 @@ async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, l
   }
   const dispatchedMs = (rollout.dispatched_at ?? rollout.created_at).getTime();
   await postpone(tx, rollout.id, new Date(lookAgainAt(clock.now(), dispatchedMs, rollout.deadline_at.getTime())));
+  return mils(0);
 }
 
 async function announce(

@@ -6,6 +6,7 @@ export type RolloutId = Id<"rollout">;
 export type CustomerId = Id<"customer">;
 export type KeyId = Id<"key">;
 export type RequestId = Id<"request">;
+export type TopupId = Id<"topup">;
 
 /** `node:crypto`'s randomBytes, or a seeded stand-in. */
 export type RandomBytes = (size: number) => Uint8Array;
@@ -17,12 +18,20 @@ export const newRolloutId = (random: RandomBytes): RolloutId => `rollout_${hex(r
 export const newCustomerId = (random: RandomBytes): CustomerId => `cus_${hex(random(8))}` as CustomerId;
 export const newKeyId = (random: RandomBytes): KeyId => `key_${hex(random(8))}` as KeyId;
 export const newRequestId = (random: RandomBytes): RequestId => `req_${hex(random(12))}` as RequestId;
+export const newTopupId = (random: RandomBytes): TopupId => `topup_${hex(random(16))}` as TopupId;
 
 const ROLLOUT_ID = /^rollout_[0-9a-f]{32}$/;
 
 /** Narrows text from outside; null when it cannot be a rollout id. */
 export function parseRolloutId(text: string): RolloutId | null {
   return ROLLOUT_ID.test(text) ? (text as RolloutId) : null;
+}
+
+const TOPUP_ID = /^topup_[0-9a-f]{32}$/;
+
+/** Narrows text from outside; null when it cannot be a top-up's id. */
+export function parseTopupId(text: string): TopupId | null {
+  return TOPUP_ID.test(text) ? (text as TopupId) : null;
 }
 
 /** The customer and key that requests without a header belong to when the server runs with AUTH=off. */

@@ -10,6 +10,12 @@ export const PROMPT_BYTES_MAX = 512;
 export const FRAME_PIXELS_MAX = 64_000_000;
 export const IDEMPOTENCY_KEY_CHARS_MAX = 255;
 export const TRANSACTIONS_PAGE_MAX = 200;
+/** Usable keys that a customer may have and still mint another; operators are not bound by it. */
+export const KEYS_PER_CUSTOMER_MAX = 20;
+export const KEY_LABEL_CHARS_MAX = 100;
+/** Of a key without a limit of its own. */
+export const KEY_RATE_PER_S_DEFAULT = 50;
+export const KEY_BURST_DEFAULT = 200;
 export const TOPUP_CENTS_MIN = 500;
 export const TOPUP_CENTS_MAX = 1_000_000;
 

@@ -25,6 +25,8 @@ export interface ClientSuiteOptions {
   readonly poorApiKey: string;
   /** Limited to one request a second, burst 1. */
   readonly slowApiKey: string;
+  /** A server that takes cards, where opening a session's page pays; with a key there. */
+  readonly topup?: { readonly baseUrl: string; readonly apiKey: string };
   /** What the actions of the active model mean something in, so that different ones give different videos. */
   readonly actionRange: readonly [min: number, max: number];
 }
@@ -55,6 +57,7 @@ export async function runClientSuite(options: ClientSuiteOptions): Promise<Clien
       API_KEY: options.apiKey,
       POOR_API_KEY: options.poorApiKey,
       SLOW_API_KEY: options.slowApiKey,
+      ...(options.topup ? { TOPUP_BASE_URL: options.topup.baseUrl, TOPUP_API_KEY: options.topup.apiKey } : {}),
       ACTIONS_MIN: String(options.actionRange[0]),
       ACTIONS_MAX: String(options.actionRange[1]),
     },

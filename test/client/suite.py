@@ -1,7 +1,8 @@
 """Checks of the published client against a server. Run by run-client-suite.ts; prints one JSON line a check.
 
 Environment: BASE_URL; API_KEY (with credit); POOR_API_KEY (a balance that pays for nothing); SLOW_API_KEY (its rate
-limit is 1/s, burst 1); ACTIONS_MIN and ACTIONS_MAX (what the active model's actions mean something in).
+limit is 1/s, burst 1); ACTIONS_MIN and ACTIONS_MAX (what the active model's actions mean something in). Where there is
+one: TOPUP_BASE_URL and TOPUP_API_KEY (a server that takes cards, whose payment pages pay when they are opened).
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -214,6 +216,27 @@ def says_how_to_add_credits():
     assert error.status_code == 503 and "credits grant" in str(error)
 
 
+def tops_up_by_card():
+    if "TOPUP_BASE_URL" not in os.environ:
+        return  # a server without Stripe; says_how_to_add_credits is about those
+    paying = dream.Client(api_key=os.environ["TOPUP_API_KEY"], base_url=os.environ["TOPUP_BASE_URL"])
+    before = paying.billing.balance().balance_mils
+    session = paying.billing.topup(amount_usd=25.50)
+    assert session.session_id.startswith("cs_test_") and session.url.startswith("http"), session
+    assert session.amount_cents == 2550 and session.amount_usd == 25.5, session
+    assert session.customer_id == paying.billing.balance().customer_id
+    assert paying.billing.balance().balance_mils == before, "asking for a page charges and credits nothing"
+    assert httpx.get(session.url, timeout=10).status_code == 200
+    for _ in range(100):
+        if paying.billing.balance().balance_mils != before:
+            break
+        time.sleep(0.1)
+    assert paying.billing.balance().balance_mils == before + 255_000
+    newest = paying.billing.transactions(limit=1)[0]
+    assert newest.kind == "credit" and newest.amount_cents == 2550 and newest.id.startswith("evt_"), newest
+    assert newest.balance_after_mils == before + 255_000, newest
+
+
 def refuses_without_credits():
     poor = dream.Client(api_key=os.environ["POOR_API_KEY"], base_url=BASE_URL)
     before = poor.billing.balance().balance_mils
@@ -324,6 +347,7 @@ CHECKS = [
     repeats_an_idempotency_key_without_charge,
     shows_balance_and_transactions,
     says_how_to_add_credits,
+    tops_up_by_card,
     refuses_without_credits,
     refuses_keys_that_are_wrong,
     says_what_is_wrong_with_inputs,

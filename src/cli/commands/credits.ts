@@ -1,38 +1,56 @@
-/** `dream-engine credits grant <customer> <usd>`: credit without a payment. */
+/** `dream-engine credits grant|adjust`: a customer's balance by hand, with who did it and why on record. */
 import { randomUUID } from "node:crypto";
 
-import type { Command } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 
-import { type Mils, usdText } from "#contract/mils.ts";
+import { adjustBalance, grantCredit } from "#billing/operator.ts";
+import { type Mils, mils, usdText } from "#contract/mils.ts";
 import { findCustomer } from "#keys/customers.ts";
-import { credit } from "#ledger/ledger.ts";
+import type { Sql } from "#platform/database.ts";
 
 import { withDatabase } from "../context.ts";
+import { operatorOf, withOperator } from "../operator.ts";
 import { printJson } from "../print.ts";
 import { UserError } from "../user-error.ts";
 import { parseUsd } from "./keys.ts";
 
-export function addCredits(program: Command): void {
-  program
-    .command("credits")
-    .description("a customer's prepaid credit")
-    .command("grant")
-    .description("add credit without a payment")
-    .argument("<customer>", "cus_… or an e-mail address")
-    .argument("<usd>", "dollars, such as 25.00", parseUsd)
-    .option("--reference <text>", "credited once, however often the command is repeated with it")
-    .option("--json", "print JSON on stdout")
-    .action(grant);
+interface Options {
+  readonly reason?: string;
+  readonly operator?: string;
+  readonly reference?: string;
+  readonly json?: true;
 }
 
-async function grant(customer: string, amount: Mils, options: { reference?: string; json?: true }): Promise<void> {
+export function addCredits(program: Command): void {
+  const credits = program.command("credits").description("a customer's prepaid credit");
+  withOperator(
+    credits
+      .command("grant")
+      .description("add credit without a payment")
+      .argument("<customer>", "cus_… or an e-mail address")
+      .argument("<usd>", "dollars, such as 25.00", parseUsd)
+      .option("--reason <text>", "why")
+      .option("--reference <text>", "credited once, however often the command is repeated with it")
+      .option("--json", "print JSON on stdout"),
+  ).action(grant);
+  withOperator(
+    credits
+      .command("adjust")
+      .description("correct a balance, up or down; never below zero")
+      .argument("<customer>", "cus_… or an e-mail address")
+      .argument("<usd>", "dollars with a sign, such as +5.00 or -5.00", parseSignedUsd)
+      .requiredOption("--reason <text>", "why; the customer sees it in the statement")
+      .option("--reference <text>", "adjusted once, however often the command is repeated with it")
+      .option("--json", "print JSON on stdout"),
+  ).action(adjust);
+}
+
+async function grant(customer: string, amount: Mils, options: Options): Promise<void> {
   const reference = `grant_${options.reference ?? randomUUID()}`;
+  const by = { reference, operator: operatorOf(options), reason: options.reason ?? "not stated" };
   const result = await withDatabase(async ({ db }) => {
-    const customer_id = await findCustomer(db, customer);
-    if (customer_id === null) {
-      throw new UserError(`There is no customer ${customer}; \`keys create --customer ${customer}\` makes one.`);
-    }
-    return { customer_id, ...(await credit(db, { customer_id, amount, reference, detail: "credit granted" })) };
+    const customer_id = await requireCustomer(db, customer);
+    return { customer_id, ...(await grantCredit(db, { customer_id, amount, ...by })) };
   });
   if (options.json) {
     printJson({ ...result, reference });
@@ -40,4 +58,40 @@ async function grant(customer: string, amount: Mils, options: { reference?: stri
   }
   const what = result.credited ? `$${usdText(amount)} credited` : `${reference} was credited before, nothing was added`;
   console.log(`${what}; ${result.customer_id} has $${usdText(result.balance_mils)}.`);
+}
+
+async function adjust(
+  customer: string,
+  amount: Mils,
+  options: Options & { /** Required. */ readonly reason: string },
+): Promise<void> {
+  const reference = `adjust_${options.reference ?? randomUUID()}`;
+  const by = { reference, operator: operatorOf(options), reason: options.reason };
+  const result = await withDatabase(async ({ db }) => {
+    const customer_id = await requireCustomer(db, customer);
+    return { customer_id, ...(await adjustBalance(db, { customer_id, amount, ...by })) };
+  });
+  if (options.json) {
+    printJson({ ...result, reference });
+    return;
+  }
+  const what = result.adjusted
+    ? `Adjusted by $${usdText(amount)}`
+    : `${reference} was adjusted before, nothing was changed`;
+  console.log(`${what}; ${result.customer_id} has $${usdText(result.balance_mils)}.`);
+}
+
+/** Throws UserError when there is none. */
+export async function requireCustomer(sql: Sql, customer: string): Promise<string> {
+  const customerId = await findCustomer(sql, customer);
+  if (customerId !== null) return customerId;
+  throw new UserError(`There is no customer ${customer}; \`keys create --customer ${customer}\` makes one.`);
+}
+
+/** Exact dollars with or without a sign, not zero. */
+function parseSignedUsd(text: string): Mils {
+  const [, sign = "", amount = ""] = /^([+-]?)(.*)$/.exec(text) ?? [];
+  const magnitude = parseUsd(amount);
+  if (magnitude === 0n) throw new InvalidArgumentError("expected an amount other than zero");
+  return sign === "-" ? mils(0n - magnitude) : magnitude;
 }

@@ -17,8 +17,18 @@ export function addGateway(program: Command): void {
     .action(() =>
       runRole("gateway", async (config, log, parts) => {
         const { startGateway } = await import("#gateway/server.ts"); // see serve.ts
-        const { db, queues } = await openShared(config, log, parts);
+        const { openRateLimiter } = await import("#gateway/rate-limiter-open.ts");
+        const { db, queues } = await openShared("gateway", config, log, parts);
         const bundles = await loadManifests(config.MODELS_DIR);
+        const registry = createRegistry("gateway");
+        const rateLimiter = await openRateLimiter({
+          redis_url: config.REDIS_URL,
+          sharedDb: db,
+          clock: systemClock,
+          log,
+          registry,
+        });
+        parts.push(["rate limiter", rateLimiter]);
         const gateway = await startGateway({
           config,
           host: config.HOST,
@@ -28,10 +38,11 @@ export function addGateway(program: Command): void {
           blobs: await openBlobs(config),
           bundles,
           pools: poolStatesFromTraffic(db, queues, bundles),
+          rateLimiter,
           clock: systemClock,
           random: randomBytes,
           log,
-          registry: createRegistry("gateway"),
+          registry,
         });
         parts.push(["gateway", gateway]);
       }),

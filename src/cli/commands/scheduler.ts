@@ -3,6 +3,7 @@ import { hostname } from "node:os";
 
 import type { Command } from "commander";
 
+import { createStripe } from "#billing/stripe.ts";
 import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
@@ -16,7 +17,7 @@ export function addScheduler(program: Command): void {
     .description("run one scheduler (needs DATABASE_URL; REDIS_URL and BLOB_URL as the other roles have them)")
     .action(() =>
       runRole("scheduler", async (config, log, parts) => {
-        const { db, queues } = await openShared(config, log, parts);
+        const { db, queues } = await openShared("scheduler", config, log, parts);
         const registry = createRegistry("scheduler");
         const scheduler = await startScheduler({
           db,
@@ -28,6 +29,7 @@ export function addScheduler(program: Command): void {
           clock: systemClock,
           log,
           registry,
+          stripe: createStripe(config),
         });
         parts.push(["scheduler", scheduler]);
         const { METRICS_PORT: port, HOST: host } = config;

@@ -1,0 +1,86 @@
+/** `dream-engine database migrate|grant`: for separate deployments, where the processes do not own the database. */
+import { type Command, InvalidArgumentError } from "commander";
+
+import type { Database, Sql } from "#platform/database.ts";
+import { errorCode } from "#platform/error-code.ts";
+import { createLog } from "#platform/log.ts";
+import { grantRights, type Part, PARTS } from "#platform/roles.ts";
+import { openQueues } from "#queue/open-queues.ts";
+import { grantQueue } from "#queue/postgres.ts";
+
+import { withDatabase } from "../context.ts";
+import { UserError } from "../user-error.ts";
+
+export function addDatabase(program: Command): void {
+  const database = program.command("database").description("the schema and who may do what in it; run as its owner");
+  database
+    .command("migrate")
+    .description("bring the schema, and the queue's where there is no Redis, to the newest version")
+    .action(migrateAll);
+  database
+    .command("grant")
+    .description("give a login role exactly the rights that one process needs; again after each migration")
+    .argument("<role>", "an existing login role of this server, for this process alone")
+    .requiredOption("--as <process>", PARTS.join(", "), parsePart)
+    .action(grant);
+}
+
+async function migrateAll(): Promise<void> {
+  await withDatabase(async ({ url, owned }, { REDIS_URL }) => {
+    requireOwner(owned);
+    if (REDIS_URL !== undefined) return;
+    const log = createLog("cli", "warn");
+    const queues = await openQueues({ redis_url: undefined, database_url: url, migrate: true, log });
+    await queues.stop();
+  });
+  console.log("The schema is at its newest version. Run `database grant` again for the roles of your processes.");
+}
+
+async function grant(role: string, { as: part }: { as: Part }): Promise<void> {
+  const onQueue = await withDatabase(async ({ db, owned }) => {
+    requireOwner(owned);
+    await refuseAboveRights(db, role);
+    return await db.transaction(async (tx) => {
+      await grantRights(tx, role, part);
+      return await grantQueueWhereItIs(tx, role);
+    });
+  }).catch((error: unknown) => {
+    if (errorCode(error) !== "42704") throw error;
+    throw new UserError(`There is no role ${role}; make it first: CREATE ROLE ${role} LOGIN PASSWORD '…'`, {
+      cause: error,
+    });
+  });
+  console.log(`${role} may do what a ${part} has to${onQueue ? ", the queue in this database included" : ""}.`);
+}
+
+/** With the queue on Redis there is no such schema, or one that nobody uses any more. */
+async function grantQueueWhereItIs(tx: Sql, role: string): Promise<boolean> {
+  const [queue] = await tx.query("SELECT FROM pg_namespace WHERE nspname = 'bullmq'");
+  if (queue) await grantQueue(tx, role);
+  return queue !== undefined;
+}
+
+/** Rights mean nothing to a role that can take others: a superuser, or one that may become the owner. */
+async function refuseAboveRights(db: Database, role: string): Promise<void> {
+  const [row] = await db.query<{ above: boolean }>(
+    `SELECT rolsuper OR rolbypassrls OR rolcreaterole
+            OR pg_has_role(oid, (SELECT relowner FROM pg_class WHERE oid = 'ledger_entries'::regclass), 'MEMBER') AS above
+       FROM pg_roles WHERE rolname = $1`,
+    [role],
+  );
+  if (row?.above !== true) return;
+  throw new UserError(
+    `${role} has more rights than any process should: it is a superuser, may create roles, bypasses row security or is\n` +
+      "a member of the owner. Make a plain one: CREATE ROLE … LOGIN PASSWORD '…'",
+  );
+}
+
+function requireOwner(owned: boolean): void {
+  if (!owned) throw new UserError("This needs the owner of the schema: set DATABASE_URL to the owner's.");
+}
+
+function parsePart(text: string): Part {
+  const part = PARTS.find((name) => name === text);
+  if (part !== undefined) return part;
+  throw new InvalidArgumentError(`expected one of ${PARTS.join(", ")}`);
+}
