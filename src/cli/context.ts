@@ -9,7 +9,8 @@ import { createDatabase, type Database } from "#platform/database.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { type Service, stopAll, untilToldToStop } from "#platform/lifecycle.ts";
 import { createLog, type Log } from "#platform/log.ts";
-import { migrate } from "#platform/migrate.ts";
+import { migrate, missingMigrations } from "#platform/migrate.ts";
+import { isOwner, missingRights, type Part } from "#platform/roles.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { openQueues } from "#queue/open-queues.ts";
 
@@ -26,9 +27,14 @@ export interface OpenDatabase {
   readonly url: string;
   /** Null when DATABASE_URL names a server. */
   readonly embedded: EmbeddedPostgres | null;
+  /** Whether the schema belongs to the role that we connect as; any other has what it was granted (platform/roles.ts). */
+  readonly owned: boolean;
 }
 
-/** The database of DATABASE_URL, or the embedded one, at the newest schema. Adds what must be stopped to `parts`. */
+/**
+ * The database of DATABASE_URL, or the embedded one, at the newest schema: the owner brings it there, every other role
+ * insists on it. Adds what must be stopped to `parts`.
+ */
 export async function openDatabase(
   config: Config,
   log: Log,
@@ -39,23 +45,55 @@ export async function openDatabase(
     config.DATABASE_URL === undefined ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, log, onStep }) : null;
   if (embedded) parts.push(["embedded postgres", embedded]);
   const url = embedded?.url ?? requireDatabaseUrl(config);
-  await migrate(url, log).catch((error: unknown) => {
-    throw unreachable(error) ?? error;
-  });
   const db = createDatabase({ url, log });
   parts.push(["database", db]);
-  return { db, url, embedded };
+  const owned = await isOwner(db).catch((error: unknown) => {
+    throw unreachable(error) ?? error;
+  });
+  if (owned) await migrate(url, log);
+  else await requireSchema(db);
+  return { db, url, embedded, owned };
+}
+
+async function requireSchema(db: Database): Promise<void> {
+  const missing = await missingMigrations(db).catch((error: unknown) => {
+    // 42P01: to a role that may not use the schema, nothing in it exists.
+    if (!["42501", "42P01"].includes(errorCode(error) ?? "")) throw error;
+    throw new UserError(
+      "The role in DATABASE_URL has no rights in this database. As its owner, run\n" +
+        "  dream-engine database grant <role> --as gateway|settlement|scheduler",
+      { cause: error },
+    );
+  });
+  if (missing.length === 0) return;
+  throw new UserError(
+    `This database lacks ${missing.join(", ")}, and the role in DATABASE_URL may not migrate it. As its owner, run\n` +
+      "  dream-engine database migrate",
+  );
+}
+
+/** A role that was granted its rights by an older version of this program may lack what this one needs. */
+async function requireRights(db: Database, part: Part): Promise<void> {
+  const missing = await missingRights(db, part);
+  if (missing.length === 0) return;
+  const [row] = await db.query<{ role: string }>("SELECT current_user AS role");
+  throw new UserError(
+    `The role in DATABASE_URL may not do what a ${part} has to: it lacks ${missing.join("; ")}.\n` +
+      `As the database's owner, run\n  dream-engine database grant ${row?.role} --as ${part}`,
+  );
 }
 
 /** What gateway, scheduler and settlement worker share as separate deployments: the database and the queue. */
 export async function openShared(
+  part: Part,
   config: Config,
   log: Log,
   parts: Parts,
 ): Promise<{ readonly db: Database; readonly queues: QueueSystem }> {
   requireDatabaseUrl(config);
-  const { db, url } = await openDatabase(config, log, parts);
-  const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: true, log });
+  const { db, url, owned } = await openDatabase(config, log, parts);
+  if (!owned) await requireRights(db, part);
+  const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: owned, log });
   parts.push(["queues", queues]);
   return { db, queues };
 }

@@ -1,11 +1,16 @@
 /** `dream-engine <command>`: the one entry of every process. Each command's file is a composition root. */
 import { Command } from "commander";
 
+import { addBilling } from "./commands/billing.ts";
 import { addCredits } from "./commands/credits.ts";
+import { addCustomers } from "./commands/customers.ts";
+import { addDatabase } from "./commands/database.ts";
 import { addDoctor } from "./commands/doctor.ts";
 import { addGateway } from "./commands/gateway.ts";
 import { addKeys } from "./commands/keys.ts";
+import { addLedger } from "./commands/ledger.ts";
 import { addPredict } from "./commands/predict.ts";
+import { addPrices } from "./commands/prices.ts";
 import { addScheduler } from "./commands/scheduler.ts";
 import { addServe } from "./commands/serve.ts";
 import { addSettlement } from "./commands/settlement.ts";
@@ -24,7 +29,12 @@ for (const add of [
   addScheduler,
   addKeys,
   addCredits,
+  addCustomers,
+  addBilling,
+  addPrices,
+  addLedger,
   addPredict,
+  addDatabase,
   addDoctor,
 ]) {
   add(program);

@@ -7,8 +7,11 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
+import { createStripe } from "#billing/stripe.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import { openRateLimiter } from "#gateway/rate-limiter-open.ts";
 import { startGateway } from "#gateway/server.ts";
+import { moneyMetricsOf } from "#ledger/metrics.ts";
 import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import type { Config } from "#platform/config.ts";
@@ -24,11 +27,13 @@ import { startScheduler } from "#scheduler/scheduler.ts";
 import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 import { openBlobs, openDatabase, type Parts } from "./context.ts";
+import { openAs, workerDatabaseUrl } from "./database-roles.ts";
 import { poolStatesFromTraffic } from "./pool-states.ts";
 import { alreadyServing, cannotListen, preflight } from "./preflight.ts";
 import { noteRunningServer } from "./running-server.ts";
 import type { Steps } from "./steps.ts";
-import { workerDatabaseUrl, workerEnv } from "./worker-access.ts";
+import { UserError } from "./user-error.ts";
+import { workerEnv } from "./worker-access.ts";
 
 /** The program of an inference worker, as the fleet starts it. */
 const WORKER_ENTRY = fileURLToPath(import.meta.resolve("#workers/inference/main.ts"));
@@ -59,7 +64,13 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
   const clock = systemClock;
   const manifests = await loadManifests(config.MODELS_DIR);
   await preflight(config, manifests);
-  const { db, url: ownerUrl, embedded } = await openDatabase(config, log, parts, (step) => steps.begin(step));
+  const { db, url: ownerUrl, embedded, owned } = await openDatabase(config, log, parts, (step) => steps.begin(step));
+  if (!owned) {
+    throw new UserError(
+      "`serve` makes database roles for its parts and workers: DATABASE_URL has to name the schema's owner.\n" +
+        "With another role run `gateway`, `scheduler` and `settlement` each under its own.",
+    );
+  }
   if (embedded && !(await embedded.claimServe())) throw await alreadyServing(config.DATA_DIR);
   steps.done(embedded ? "database" : "database (DATABASE_URL)");
 
@@ -69,8 +80,16 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
   const registry = createRegistry("serve");
   const models = manifests.map(({ slug }) => slug);
 
-  parts.push(["settlement", await startSettlementWorker({ db, queues, log: log.child({ part: "settlement" }) })]);
-  const queueUrl = queues.backend === "postgres" ? await workerDatabaseUrl(db, ownerUrl, randomBytes) : null;
+  const owner = { db, url: ownerUrl, random: randomBytes };
+  const settlementLog = log.child({ part: "settlement" });
+  const settlement = {
+    db: await openAs("settlement", owner, settlementLog, parts),
+    queues,
+    money: moneyMetricsOf(registry),
+    log: settlementLog,
+  };
+  parts.push(["settlement", await startSettlementWorker(settlement)]);
+  const queueUrl = queues.backend === "postgres" ? await workerDatabaseUrl(owner) : null;
   const fleet = await startLocalFleet({
     models,
     size: config.WORKERS,
@@ -81,8 +100,9 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     log,
   });
   parts.push(["inference workers", fleet]);
+  const schedulerLog = log.child({ part: "scheduler" });
   const scheduler = await startScheduler({
-    db,
+    db: await openAs("scheduler", owner, schedulerLog, parts),
     queues,
     blobs,
     models: manifests,
@@ -90,25 +110,37 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     liveWorkers: (model) => (config.WORKERS === 0 ? null : fleet.liveWorkers(model)),
     holder: `serve ${process.pid}`,
     clock,
-    log: log.child({ part: "scheduler" }),
+    log: schedulerLog,
     registry,
+    stripe: createStripe(config),
   });
   parts.push(["scheduler", scheduler]);
 
+  const gatewayLog = log.child({ part: "gateway" });
+  const gatewayDb = await openAs("gateway", owner, gatewayLog, parts);
   const pools =
     config.WORKERS === 0
-      ? poolStatesFromTraffic(db, queues, manifests)
+      ? poolStatesFromTraffic(gatewayDb, queues, manifests)
       : { poolStates: async () => Object.fromEntries(models.map((model) => [model, fleet.state(model)])) };
-  const gatewayLog = log.child({ part: "gateway" });
+  const rateLimiter = await openRateLimiter({
+    redis_url: config.REDIS_URL,
+    // Nobody else has a gateway on a database of this folder's own.
+    sharedDb: embedded ? null : gatewayDb,
+    clock,
+    log: gatewayLog,
+    registry,
+  });
+  parts.push(["rate limiter", rateLimiter]);
   const gateway = await startGateway({
     config,
     host: config.HOST,
     port: config.PORT,
-    db,
+    db: gatewayDb,
     queues,
     blobs,
     bundles: manifests,
     pools,
+    rateLimiter,
     clock,
     random: randomBytes,
     log: gatewayLog,

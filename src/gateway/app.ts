@@ -7,13 +7,17 @@
 import multipart from "@fastify/multipart";
 import { fastify, type FastifyBaseLogger, type FastifyInstance, type FastifyRequest, LogController } from "fastify";
 
+import { createStripe } from "#billing/stripe.ts";
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId } from "#contract/ids.ts";
 import { BODY_BYTES_MAX } from "#contract/limits.ts";
+import { startUsageNotes } from "#keys/usage.ts";
+import { moneyMetricsOf } from "#ledger/metrics.ts";
 import { connectAlone } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { predictQueue } from "#queue/queues.ts";
+import { createAcceptor } from "#rollouts/acceptor.ts";
 
 import { createBackground } from "./background.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
@@ -33,15 +37,20 @@ import { addRequestLog } from "./plugins/request-log.ts";
 import { addSecurityHeaders } from "./plugins/security-headers.ts";
 import { createPredictor } from "./predict/predict.ts";
 import { createFinishWaits } from "./predict/wait.ts";
-import { createRateLimiter } from "./rate-limiter.ts";
 import type { RouteParts } from "./route-parts.ts";
 import { addBillingRoutes } from "./routes/billing.ts";
+import { addKeyRoutes } from "./routes/keys.ts";
 import { addMetricsRoute } from "./routes/metrics.ts";
 import { addModelRoutes } from "./routes/models.ts";
 import { addPredictRoutes } from "./routes/predict.ts";
+import { addPriceRoute } from "./routes/prices.ts";
 import { addRolloutRoutes } from "./routes/rollouts.ts";
+import { addSignupRoute, createSignupLimit } from "./routes/signup.ts";
+import { addStatementRoute } from "./routes/statement.ts";
 import { addLivenessRoute, addReadinessRoute, addStatusRoute } from "./routes/status.ts";
 import { addVideoRoute } from "./routes/videos.ts";
+import { addStripeWebhookRoute } from "./routes/stripe-webhook.ts";
+import { addTopupPages, addTopupRoute } from "./routes/topup.ts";
 import { createServerStatus } from "./status.ts";
 
 /** A whole request has to arrive within this; a 32 MB body does on 3 Mbit/s. */
@@ -69,7 +78,8 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     loggerInstance: quietLog(log),
     // plugins/request-log.ts writes our own line.
     logController: new LogController({ disableRequestLogging: true }),
-    trustProxy: false,
+    // Behind them request.ip is the caller's, and without PUBLIC_URL the host that it used.
+    trustProxy: config.TRUSTED_PROXIES === undefined ? false : [...config.TRUSTED_PROXIES],
     genReqId: () => newRequestId(random),
     bodyLimit: BODY_BYTES_MAX,
     requestTimeout: REQUEST_ARRIVES_WITHIN_MS,
@@ -87,11 +97,18 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const queueOf = (model: string) => predictQueue(queues, model);
   const waits = await createFinishWaits({ db, queues, clock, log });
   const lease = await startLease({ connect: () => connectAlone(db, LEASE_TIMEOUT_MS), random, log });
-  const limiter = createRateLimiter(clock);
-  const keyed = [createKeyCheck(app, { db, auth: config.AUTH, clock, random, limiter }), createKeyRateLimit(limiter)];
+  const limiter = options.rateLimiter;
+  const usage = startUsageNotes({ db, clock, log });
+  const money = moneyMetricsOf(registry);
+  const keyed = [
+    createKeyCheck(app, { db, auth: config.AUTH, clock, random, limiter, usage }),
+    createKeyRateLimit(limiter),
+  ];
 
   const parts: RouteParts = {
     ...options,
+    money,
+    stripe: createStripe(config),
     models,
     queueOf,
     status: createServerStatus({ db, clock, models, pools: options.pools, queueOf }),
@@ -99,6 +116,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     normaliseFrame: createFrameNormaliser(),
     videoSecret: await sharedSecret(db, "video_url", random),
     keyed,
+    signupLimit: createSignupLimit(options),
     paidForm: [...keyed, checkFormHeaders, createBalanceCheck(db, clock, models)],
     baseModel: (request) => baseModelOf(request) ?? models.ofBaseUrl(undefined),
     // Without a public URL, callers know us by the address they used; a request of HTTP/1.0 does not say it.
@@ -106,6 +124,8 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       config.PUBLIC_URL ?? `http://${host || `${socket.localAddress}:${socket.localPort}`}`,
     predictor: createPredictor({
       ...options,
+      acceptor: createAcceptor(db),
+      money,
       waits,
       background,
       waiterId: lease.id,
@@ -114,7 +134,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     }),
   };
 
-  addErrors(app);
+  addErrors(app, registry);
   addAnswerEnd(app);
   addRequestId(app);
   addRequestLog(app, log);
@@ -133,6 +153,8 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   addMetricsRoute(app, parts);
   addReadinessRoute(app, parts);
   addVideoRoute(app, parts);
+  addStripeWebhookRoute(app, parts);
+  addTopupPages(app);
   addModelScopedRoutes(app, parts);
   await app.register(
     async (scoped) => {
@@ -149,6 +171,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     stopping.abort();
     await waits.stop();
     await background.settled();
+    await usage.stop();
     await lease.stop();
   });
   await app.ready();
@@ -183,4 +206,9 @@ function addModelScopedRoutes(app: FastifyInstance, parts: RouteParts): void {
   addPredictRoutes(app, parts);
   addRolloutRoutes(app, parts);
   addBillingRoutes(app, parts);
+  addPriceRoute(app, parts);
+  addTopupRoute(app, parts);
+  addKeyRoutes(app, parts);
+  addSignupRoute(app, parts);
+  addStatementRoute(app, parts);
 }

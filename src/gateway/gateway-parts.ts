@@ -12,6 +12,8 @@ import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 
+import type { RateLimiter } from "./rate-limiter.ts";
+
 /** Told by whoever runs the fleet; a model that is not in the record is cold. */
 export interface PoolStates {
   poolStates(): Promise<Readonly<Record<string, PoolState>>>;
@@ -28,13 +30,26 @@ export interface Bounds {
 export const DEFAULT_BOUNDS: Bounds = { syncDeadlineMs: SYNC_DEADLINE_MS, drainMs: 5_000 };
 
 export interface GatewayOptions {
-  readonly config: Pick<Config, "AUTH" | "PUBLIC_URL" | "DEFAULT_MODEL" | "OPERATOR_TOKEN">;
+  readonly config: Pick<
+    Config,
+    | "AUTH"
+    | "PUBLIC_URL"
+    | "DEFAULT_MODEL"
+    | "OPERATOR_TOKEN"
+    | "SIGNUP"
+    | "TRUSTED_PROXIES"
+    | "STRIPE_SECRET_KEY"
+    | "STRIPE_WEBHOOK_SECRET"
+    | "STRIPE_API_BASE"
+  >;
   readonly db: Database;
   readonly queues: QueueSystem;
   readonly blobs: BlobStore;
   /** At least one; see loadManifests. */
   readonly bundles: readonly Manifest[];
   readonly pools: PoolStates;
+  /** Shared with the other gateways where there are several. */
+  readonly rateLimiter: RateLimiter;
   readonly clock: Clock;
   readonly random: RandomBytes;
   readonly log: Log;

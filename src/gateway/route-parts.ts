@@ -1,6 +1,8 @@
 /** What the routes share: made once in app.ts. */
 import type { FastifyRequest, onRequestAsyncHookHandler } from "fastify";
 
+import type { MoneyMetrics } from "#ledger/metrics.ts";
+import type { Stripe } from "#billing/stripe.ts";
 import type { JobQueue } from "#queue/job-queue.ts";
 import type { PredictJob } from "#contract/jobs.ts";
 
@@ -12,11 +14,16 @@ import type { Predictor } from "./predict/predict.ts";
 import type { ServerStatus } from "./status.ts";
 
 export interface RouteParts extends GatewayOptions {
+  /** Null where Stripe is not configured. */
+  readonly stripe: Stripe | null;
   readonly models: Models;
   readonly predictor: Predictor;
   readonly budget: ByteBudget;
   readonly normaliseFrame: NormaliseFrame;
   readonly status: ServerStatus;
+  readonly money: MoneyMetrics;
+  /** Throws ApiError(rate_limited) where that address, or this process, signs up too many. */
+  readonly signupLimit: (ip: string) => Promise<void>;
   /** Predict queues by model. */
   readonly queueOf: (model: string) => JobQueue<PredictJob>;
   /** Signs video links. */

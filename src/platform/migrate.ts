@@ -1,8 +1,10 @@
 /** Brings a database to the newest schema: `migrations/NNNN_name.sql`, forward only, each applied once. */
+import { readdir } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 
 import { runner } from "node-pg-migrate";
 
+import type { Sql } from "./database.ts";
 import type { Log } from "./log.ts";
 
 const MIGRATIONS_DIR = fileURLToPath(new URL("migrations", import.meta.url));
@@ -26,4 +28,15 @@ export async function migrate(url: string, log: Log): Promise<void> {
     },
   });
   if (applied.length > 0) log.info({ applied: applied.map(({ name }) => name) }, "database migrated");
+}
+
+/** Names of the migrations that this database lacks; for a process whose role may not migrate. */
+export async function missingMigrations(sql: Sql): Promise<string[]> {
+  const files = await readdir(MIGRATIONS_DIR);
+  const applied = await sql.query<{ name: string }>("SELECT name FROM schema_migrations");
+  const names = new Set(applied.map(({ name }) => name));
+  return files
+    .flatMap((file) => (file.endsWith(".sql") ? [file.slice(0, -".sql".length)] : []))
+    .filter((name) => !names.has(name))
+    .sort();
 }

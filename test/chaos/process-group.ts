@@ -27,7 +27,10 @@ export async function startProcessGroup(options: {
   readonly port: number;
   readonly model: string;
   readonly logFile: string;
+  /** All of them unless told. */
+  readonly roles?: readonly Role[];
 }): Promise<ProcessGroup> {
+  const { roles = ROLES } = options;
   const baseUrl = `http://127.0.0.1:${options.port}`;
   const log = createWriteStream(options.logFile, { flags: "a" });
   const running = new Map<Role, ChildProcess>();
@@ -47,7 +50,7 @@ export async function startProcessGroup(options: {
       if (!stopping) void delay(RESTART_DELAY_MS).then(() => (stopping ? undefined : start(role)));
     });
   };
-  for (const role of ROLES) start(role);
+  for (const role of roles) start(role);
   await untilReady(baseUrl);
 
   return {

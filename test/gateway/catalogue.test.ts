@@ -167,6 +167,7 @@ describe("billing", () => {
       balance_mils: 1_250,
       balance_cents: 13,
       balance_usd: 0.125,
+      debt_mils: 0,
     });
   });
 
@@ -266,8 +267,12 @@ describe("documentation", () => {
       "/healthz",
       "/readyz",
       "/v1/billing/balance",
+      "/v1/billing/prices",
+      "/v1/billing/statement",
       "/v1/billing/topup",
       "/v1/billing/transactions",
+      "/v1/keys",
+      "/v1/keys/{id}",
       "/v1/models",
       "/v1/models/{slug}",
       "/v1/predict",
@@ -275,6 +280,7 @@ describe("documentation", () => {
       "/v1/rollouts",
       "/v1/rollouts/{id}",
       "/v1/rollouts/{id}/video",
+      "/v1/signup",
       "/v1/specs",
       "/v1/status",
     ]);

@@ -276,6 +276,7 @@ describe("keys", () => {
         balance_mils: 10_000_000,
         balance_cents: 100_000,
         balance_usd: 1_000,
+        debt_mils: 0,
       });
       const own = await local.newKey(mils(7));
       expect((await getWithKey(local.app, "/v1/billing/balance", own.api_key)).json().customer_id).toBe(

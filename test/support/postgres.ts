@@ -6,12 +6,16 @@ import { expect, inject } from "vitest";
 
 import { createDatabase, type Database } from "#platform/database.ts";
 import { createLog, type Log } from "#platform/log.ts";
+import type { Part } from "#platform/roles.ts";
 
 import { TEMPLATE_DATABASE } from "./global-setup.ts";
 
 export interface TestDatabase {
   readonly url: string;
   readonly db: Database;
+  /** The same database as that process's role sees it (src/platform/roles.ts); closed with `db`. */
+  as(part: Part): Database;
+  urlAs(part: Part): string;
   /** Closes `db` and removes the database, whoever is still connected to it. */
   drop(): Promise<void>;
 }
@@ -24,11 +28,24 @@ export async function createTestDatabase(options: { poolMax?: number } = {}): Pr
   const url = new URL(inject("postgresUrl"));
   url.pathname = name;
   const db = createDatabase({ url: url.href, log: silentLog, ...options });
+  const limited = new Map<Part, Database>();
+  const urlAs = (part: Part): string => {
+    const asRole = new URL(url);
+    asRole.username = `test_${part}`; // made with the template
+    asRole.password = "test";
+    return asRole.href;
+  };
   return {
     url: url.href,
     db,
+    urlAs,
+    as(part) {
+      const opened = limited.get(part) ?? createDatabase({ url: urlAs(part), log: silentLog, ...options });
+      limited.set(part, opened);
+      return opened;
+    },
     drop: async () => {
-      await db.stop();
+      for (const each of [db, ...limited.values()]) await each.stop();
       await onServer(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
     },
   };

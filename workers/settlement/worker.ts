@@ -5,6 +5,7 @@
 import { parseRolloutId } from "#contract/ids.ts";
 import type { SettlementJob } from "#contract/jobs.ts";
 import { usdText } from "#contract/mils.ts";
+import type { MoneyMetrics } from "#ledger/metrics.ts";
 import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
@@ -15,17 +16,23 @@ import { settle } from "#rollouts/settle.ts";
 export interface SettlementWorkerOptions {
   readonly db: Database;
   readonly queues: QueueSystem;
+  readonly money: MoneyMetrics;
   readonly log: Log;
 }
 
 /** Settlements at once: fewer than the pool has connections, and one account serialises its own anyway. */
 const CONCURRENCY = 8;
 
-export async function startSettlementWorker({ db, queues, log }: SettlementWorkerOptions): Promise<Service> {
+export async function startSettlementWorker({ db, queues, money, log }: SettlementWorkerOptions): Promise<Service> {
   return await settlementQueue(queues).consume({
     concurrency: CONCURRENCY,
-    handle: ({ data }) => settleJob(data),
+    handle: ({ data }) =>
+      settleJob(data).catch((error: unknown) => {
+        money.settlementFailed("error");
+        throw error;
+      }),
     onGivenUp: async (jobId, _data, reason) => {
+      money.settlementFailed("given_up");
       log.error({ job_id: jobId, reason }, "a settlement was given up; the sweep settles its rollout");
     },
   });
@@ -34,6 +41,7 @@ export async function startSettlementWorker({ db, queues, log }: SettlementWorke
     const id = parseRolloutId(rollout_id);
     if (id === null) throw new Error(`${rollout_id} is no rollout id`); // the job's schema has the same pattern
     const { settled, rollout } = await settle(db, id, attempt, outcome);
+    if (settled && rollout) money.moved("refund", rollout.refunded_mils);
     const refunded = rollout === null ? null : usdText(rollout.refunded_mils);
     log.info({ rollout_id, attempt, outcome: outcome.kind, settled, status: rollout?.status, refunded }, "settlement");
     // Also when it had been settled: whoever settled it may have died before telling.

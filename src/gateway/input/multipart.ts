@@ -132,8 +132,9 @@ function formError(error: unknown): ApiError {
   return new ApiError("invalid_request", `expected a complete multipart/form-data body: ${reason}`, { cause: error });
 }
 
-export function bodyTooLarge(): ApiError {
-  return new ApiError("payload_too_large", `expected a body of at most ${BODY_BYTES_MAX / 1024 / 1024} MB`);
+export function bodyTooLarge(bytesMax = BODY_BYTES_MAX): ApiError {
+  const limit = bytesMax < 1024 * 1024 ? `${bytesMax / 1024} kB` : `${bytesMax / 1024 / 1024} MB`;
+  return new ApiError("payload_too_large", `expected a body of at most ${limit}`);
 }
 
 function decodeText(body: Buffer, name: string): string {

@@ -2,6 +2,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 import type { RolloutId } from "#contract/ids.ts";
+import type { MoneyMetrics } from "#ledger/metrics.ts";
 import type { Clock } from "#platform/clock.ts";
 import { type Database, STATEMENT_TIMEOUT_MS } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
@@ -15,6 +16,7 @@ export interface CancelParts {
   readonly db: Database;
   readonly queues: QueueSystem;
   readonly clock: Clock;
+  readonly money: MoneyMetrics;
   readonly log: Log;
   /** Aborts when this server stops and its grace is over. */
   readonly stopping: AbortSignal;
@@ -23,7 +25,10 @@ export interface CancelParts {
 /** The rollout as it then is: cancelled, or as it had ended before; null when there is no such rollout. */
 export async function cancel(parts: CancelParts, id: RolloutId): Promise<Rollout | null> {
   const { settled, rollout } = await settle(parts.db, id, null, { kind: "cancelled", frames_delivered: 0 });
-  if (settled && rollout) await withdraw(parts, rollout);
+  if (settled && rollout) {
+    parts.money.moved("refund", rollout.refunded_mils);
+    await withdraw(parts, rollout);
+  }
   return rollout;
 }
 

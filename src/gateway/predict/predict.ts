@@ -2,7 +2,7 @@
  * A synchronous rollout from validated inputs to a finished row.
  *
  * 1. The same payload, paid and finished, whose video got lost on the way to this customer: that one, at no charge.
- * 2. Inputs are written, then `acceptRollout` debits and queues in one statement; a refusal leaves nothing behind.
+ * 2. Inputs are written, then the acceptor debits and queues in one statement; a refusal leaves nothing behind.
  * 3. Wait for the end. Whoever stops waiting first (client gone, deadline, server stopping) cancels, and the refund
  *    is committed before anything is answered.
  *
@@ -14,7 +14,8 @@ import { newRolloutId, type RandomBytes, type RequestId, type RolloutId } from "
 import { blobKeys } from "#contract/jobs.ts";
 import type { RolloutRoute, SamplingParams } from "#contract/rollout.ts";
 import type { KeyIdentity } from "#keys/keys.ts";
-import { type Accepted, acceptRollout } from "#rollouts/accept.ts";
+import type { Accepted } from "#rollouts/accept.ts";
+import type { Acceptor } from "#rollouts/acceptor.ts";
 import { findUndelivered } from "#rollouts/find.ts";
 import { isCalledOff } from "#rollouts/lifecycle.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
@@ -47,6 +48,7 @@ export interface Predictor {
 }
 
 export interface PredictorParts extends CancelParts {
+  readonly acceptor: Acceptor;
   readonly blobs: BlobStore;
   readonly random: RandomBytes;
   readonly waits: FinishWaits;
@@ -60,7 +62,8 @@ export interface PredictorParts extends CancelParts {
 const ACCEPTS_MAX = 3;
 
 export function createPredictor(parts: PredictorParts): Predictor {
-  const { db, queues, blobs, clock, random, waits, background, waiterId, stopping, syncDeadlineMs } = parts;
+  const { db, acceptor, queues, blobs, clock, random, money, waits, background, waiterId, stopping, syncDeadlineMs } =
+    parts;
   /**
    * How many calls wait for a rollout or are being sent it right now. It has not got lost, so whoever sends the same
    * payload meanwhile wants a second one.
@@ -122,7 +125,7 @@ export function createPredictor(parts: PredictorParts): Predictor {
       );
     try {
       await Promise.all([blobs.put(blobKeys.frame(id), call.frame.png), blobs.put(blobKeys.actions(id), actions)]);
-      const accepted = await acceptRollout(db, {
+      const accepted = await acceptor.accept({
         id,
         key_id: call.identity.key_id,
         customer_id: call.identity.customer_id,
@@ -139,7 +142,10 @@ export function createPredictor(parts: PredictorParts): Predictor {
         deadline_at: new Date(deadline),
       });
       if (accepted.kind === "replayed") deleteInputs();
-      else await queues.signals.publish({ kind: "queued" });
+      else {
+        money.moved("debit", accepted.rollout.charge_mils);
+        await queues.signals.publish({ kind: "queued" });
+      }
       return accepted;
     } catch (error) {
       if (error instanceof ApiError) deleteInputs();

@@ -12,6 +12,7 @@ import { type Mils, mils } from "#contract/mils.ts";
 import { createGateway, type Gateway } from "#gateway/app.ts";
 import type { PoolState } from "#contract/pool.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "#gateway/gateway-parts.ts";
+import { createLocalRateLimiter } from "#gateway/rate-limiter-local.ts";
 import { startGateway } from "#gateway/server.ts";
 import { type CreatedKey, createKey } from "#keys/keys.ts";
 import type { Database } from "#platform/database.ts";
@@ -19,7 +20,7 @@ import type { Service } from "#platform/lifecycle.ts";
 import { systemClock } from "#platform/clock.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { createPostgresQueues } from "#queue/postgres.ts";
-import { createTestDatabase, silentLog } from "#test/support/postgres.ts";
+import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
 
 import { ARM, PUSHER } from "./models.ts";
 import { type ScriptedWorker, startScriptedWorker } from "./scripted-worker.ts";
@@ -29,6 +30,7 @@ export interface TestGateway {
   readonly app: Gateway["app"];
   readonly options: GatewayOptions;
   readonly db: Database;
+  readonly as: TestDatabase["as"];
   readonly queues: QueueSystem;
   readonly blobs: BlobStore;
   readonly worker: ScriptedWorker;
@@ -41,9 +43,13 @@ export interface TestGateway {
   stop(): Promise<void>;
 }
 
+export type GatewayOverrides = Partial<Omit<GatewayOptions, "config">> & {
+  readonly config?: Partial<GatewayOptions["config"]>;
+};
+
 /** `wrapDb` puts something between the gateway and its database, for what only a failing one shows. */
 export async function startTestGateway(
-  overrides: Partial<GatewayOptions> = {},
+  { config, ...overrides }: GatewayOverrides = {},
   wrapDb: (db: Database) => Database = (db) => db,
 ): Promise<TestGateway> {
   const database = await createTestDatabase();
@@ -54,12 +60,24 @@ export async function startTestGateway(
   const bundles = [ARM, PUSHER];
   const pools: Record<string, PoolState> = {};
   const options: GatewayOptions = {
-    config: { AUTH: "on", PUBLIC_URL: undefined, DEFAULT_MODEL: undefined, OPERATOR_TOKEN: undefined },
-    db: wrapDb(db),
+    config: {
+      AUTH: "on",
+      PUBLIC_URL: undefined,
+      DEFAULT_MODEL: undefined,
+      OPERATOR_TOKEN: undefined,
+      SIGNUP: "off",
+      TRUSTED_PROXIES: undefined,
+      STRIPE_SECRET_KEY: undefined,
+      STRIPE_WEBHOOK_SECRET: undefined,
+      STRIPE_API_BASE: undefined,
+      ...config,
+    },
+    db: wrapDb(database.as("gateway")),
     queues,
     blobs,
     bundles,
     pools: { poolStates: async () => pools },
+    rateLimiter: createLocalRateLimiter(overrides.clock ?? systemClock),
     clock: systemClock,
     random: randomBytes,
     log: silentLog,
@@ -82,6 +100,7 @@ export async function startTestGateway(
     app: gateway.app,
     options,
     db,
+    as: (part) => database.as(part),
     queues,
     blobs,
     worker,

@@ -1,3 +1,4 @@
+import { Registry } from "prom-client";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { jobIdOf } from "#contract/ids.ts";
@@ -13,6 +14,7 @@ import { settlementQueue } from "#queue/queues.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import { accept, dispatch, failed, newCustomer, succeeded } from "#test/support/ledger.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
+import { moneyMetricsOf } from "#ledger/metrics.ts";
 import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 let database: TestDatabase;
@@ -29,7 +31,8 @@ beforeAll(async () => {
     ["finished"],
     (signal) => void ("rollout_id" in signal && finished.push(signal.rollout_id)),
   );
-  worker = await startSettlementWorker({ db, queues, log: silentLog });
+  const money = moneyMetricsOf(new Registry());
+  worker = await startSettlementWorker({ db: database.as("settlement"), queues, money, log: silentLog });
 });
 afterAll(async () => {
   await worker?.stop();

@@ -1,0 +1,116 @@
+/**
+ * What each process may do in the database: the least that its own statements need. Nobody here owns anything, so nobody
+ * can alter a table, disable a trigger or give rights away; entries, prices, operators' actions and Stripe's events are
+ * for adding to and for reading. A table that a process begins to use needs a line here (test/platform/roles.test.ts).
+ */
+import { escapeIdentifier } from "pg";
+
+import type { Sql } from "./database.ts";
+
+/** The processes that connect to the whole schema; inference workers see the queue's alone (queue/postgres.ts). */
+export const PARTS = ["gateway", "settlement", "scheduler"] as const;
+export type Part = (typeof PARTS)[number];
+
+/** Privileges as GRANT spells them, with columns where the rest of the row is nobody's to change. */
+type Rights = Readonly<Record<string, string>>;
+
+const MOVE_BALANCE = "SELECT, UPDATE (balance_mils, seq, prev_hash, head_hash, last_entry_at)";
+const END_ROLLOUT = "status, frames_delivered, refunded_mils, result, error_code, error_message, finished_at";
+const TOPUP_TOLD = "UPDATE (session_id, session_url, state)";
+/** What Stripe says goes in; a decision about a problem is an operator's. */
+const TAKE_STRIPE_EVENTS: Rights = {
+  payments:
+    "SELECT, INSERT, UPDATE (topup_id, paid_cents, refunded_cents, problem, credited_mils, clawed_back_mils, credited_by_event)",
+  payment_disputes: "SELECT, INSERT, UPDATE (state, amount_cents)",
+  stripe_events: "SELECT, INSERT",
+};
+
+const RIGHTS: Readonly<Record<Part, Rights>> = {
+  gateway: {
+    customers: "SELECT, INSERT, UPDATE (stripe_customer_id)",
+    accounts: `INSERT, ${MOVE_BALANCE}`,
+    // Locked FOR SHARE by a debit, which needs the right to update some column.
+    api_keys: "SELECT, INSERT, UPDATE (revoked_at)",
+    api_key_usage: "SELECT, INSERT, UPDATE (last_used_at)",
+    rate_buckets: "SELECT, INSERT, UPDATE (full_at), DELETE",
+    prices: "SELECT",
+    rollouts: `SELECT, INSERT, UPDATE (${END_ROLLOUT}, delivered_at)`,
+    idempotency_keys: "SELECT, INSERT, DELETE",
+    ledger_entries: "SELECT, INSERT",
+    gateway_leases: "SELECT, INSERT, UPDATE, DELETE",
+    shared_secrets: "SELECT, INSERT",
+    topups: `SELECT, INSERT, ${TOPUP_TOLD}`,
+    ...TAKE_STRIPE_EVENTS,
+    schema_migrations: "SELECT",
+  },
+  settlement: {
+    accounts: MOVE_BALANCE,
+    rollouts: `SELECT, UPDATE (${END_ROLLOUT})`,
+    idempotency_keys: "SELECT, DELETE",
+    ledger_entries: "INSERT",
+    schema_migrations: "SELECT",
+  },
+  scheduler: {
+    customers: "SELECT",
+    accounts: MOVE_BALANCE,
+    rollouts: `SELECT, UPDATE (${END_ROLLOUT}, attempt, dispatched_at, sweep_at)`,
+    idempotency_keys: "SELECT, DELETE",
+    ledger_entries: "SELECT, INSERT",
+    ledger_checks: "SELECT, INSERT",
+    scheduler_leader: "SELECT, UPDATE (epoch, holder, taken_at)",
+    gateway_leases: "SELECT, DELETE",
+    topups: `SELECT, ${TOPUP_TOLD}`,
+    ...TAKE_STRIPE_EVENTS,
+    operator_actions: "SELECT",
+    schema_migrations: "SELECT",
+  },
+};
+
+/** Grants to a role from several processes at once would break each other. "right" in ASCII, cut to 31 bits. */
+const GRANT_LOCK = 0x72696768;
+
+/**
+ * Gives `role` exactly the rights of that part, whatever it had in this schema before. `tx` because everybody else should
+ * see all of it or nothing; needs the owner.
+ */
+export async function grantRights(tx: Sql, role: string, part: Part): Promise<void> {
+  const name = escapeIdentifier(role);
+  await tx.query(`SELECT pg_advisory_xact_lock($1)`, [GRANT_LOCK]);
+  await tx.query(`REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ${name}`);
+  await tx.query(`GRANT USAGE ON SCHEMA public TO ${name}`);
+  for (const [table, privileges] of Object.entries(RIGHTS[part])) {
+    await tx.query(`GRANT ${privileges} ON ${table} TO ${name}`);
+  }
+}
+
+/** What the role of this connection lacks to run as that part, such as "UPDATE on topups"; none when all is granted. */
+export async function missingRights(sql: Sql, part: Part): Promise<string[]> {
+  const needed = Object.entries(RIGHTS[part]).flatMap(([table, privileges]) =>
+    [...privileges.matchAll(/([A-Z]+)(?: \(([^)]*)\))?/g)].map(([, privilege, columns]) => ({
+      table,
+      privilege,
+      columns: columns?.split(", ") ?? null,
+    })),
+  );
+  const rows = await sql.query<{ lack: string }>(
+    `SELECT concat(privilege, ' on ', name) AS lack
+       FROM jsonb_to_recordset($1) AS needed ("table" text, privilege text, columns jsonb),
+            LATERAL (SELECT "table" AS name, to_regclass("table") AS oid) AS it
+      WHERE oid IS NULL
+         OR CASE WHEN columns IS NULL THEN NOT has_table_privilege(oid, privilege)
+                 ELSE EXISTS (SELECT FROM jsonb_array_elements_text(columns) AS c (name)
+                               WHERE NOT has_column_privilege(oid, c.name, privilege)) END`,
+    [JSON.stringify(needed)],
+  );
+  return rows.map(({ lack }) => lack);
+}
+
+/** Whether the role of this connection owns the schema, or nobody does yet: it migrates, and it may do everything. */
+export async function isOwner(sql: Sql): Promise<boolean> {
+  const [row] = await sql.query<{ owner: boolean }>(
+    // Not by to_regclass: to a role that may not use the schema, nothing in it exists.
+    `SELECT coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class
+                       WHERE relnamespace = 'public'::regnamespace AND relname = 'schema_migrations'), true) AS owner`,
+  );
+  return row?.owner ?? true;
+}

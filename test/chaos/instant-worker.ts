@@ -1,0 +1,45 @@
+/** An inference worker that answers at once: takes jobs off the real queue and reports as a real one does, without an engine. */
+import { randomUUID } from "node:crypto";
+
+import type { BlobStore } from "#blobs/blob-store.ts";
+import { blobKeys, type Outcome, type PredictJob } from "#contract/jobs.ts";
+import type { Consumer, QueueSystem } from "#queue/job-queue.ts";
+import { predictQueue, settlementQueue } from "#queue/queues.ts";
+import { jobIdOf, type RolloutId } from "#contract/ids.ts";
+
+/** `outcomeOf`: how a job ends, with its frames; null succeeds. */
+export function startInstantWorker(options: {
+  readonly queues: QueueSystem;
+  readonly blobs: BlobStore;
+  readonly model: string;
+  readonly outcomeOf: (job: PredictJob) => Outcome | null;
+}): Promise<Consumer> {
+  const { queues, blobs, model, outcomeOf } = options;
+
+  async function succeed(job: PredictJob): Promise<Outcome> {
+    const run = randomUUID();
+    const video_keys: string[] = [];
+    for (let candidate = 0; candidate < job.k; candidate++) {
+      const key = blobKeys.video(job.rollout_id, job.attempt, run, candidate);
+      await blobs.put(key, Buffer.from("a video"));
+      video_keys.push(key);
+    }
+    const result = {
+      video_keys,
+      frames: job.k * (job.actions_per_candidate + 1),
+      timings: { engine_wall_ms: 1, fetch_ms: 1, encode_ms: 1, total_ms: 3 },
+    };
+    await blobs.put(blobKeys.result(job.rollout_id, job.attempt), Buffer.from(JSON.stringify(result)));
+    return { kind: "succeeded", result };
+  }
+
+  return predictQueue(queues, model).consume({
+    concurrency: 4,
+    async handle({ data: job }) {
+      const outcome = outcomeOf(job) ?? (await succeed(job));
+      const { rollout_id, attempt } = job;
+      const id = jobIdOf(rollout_id as RolloutId, attempt); // the job's schema has the same pattern
+      await settlementQueue(queues).add(id, { rollout_id, attempt, outcome });
+    },
+  });
+}
