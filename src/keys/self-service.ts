@@ -141,7 +141,11 @@ async function usableKeys(tx: Sql, customerId: CustomerId): Promise<KeyId[]> {
 }
 
 async function readOwn(tx: Sql, customerId: CustomerId, keyId: string): Promise<OwnKey> {
-  const [key] = await tx.query<OwnKey>(`${OWN_KEY} WHERE k.id = $1 AND k.customer_id = $2`, [keyId, customerId]);
+  // Of another form it is nobody's, and PostgreSQL takes no text with a NUL in it.
+  const rows = /^key_\w{1,60}$/.test(keyId)
+    ? await tx.query<OwnKey>(`${OWN_KEY} WHERE k.id = $1 AND k.customer_id = $2`, [keyId, customerId])
+    : [];
+  const [key] = rows;
   if (!key) throw new ApiError("not_found", "you have no key of that id");
   return key;
 }

@@ -10,7 +10,7 @@ import type { DatabaseFault } from "./database-faults.ts";
 export const CUSTOMERS = 2;
 export const KEYS = 2;
 /** What each customer has to begin with, in mils; granted as payment 99. */
-export const STARTING_CREDIT = 2_500;
+export const STARTING_CREDIT = 700;
 
 const framesDelivered = fc.integer({ min: 0, max: 120 });
 const outcomes: fc.Arbitrary<Outcome> = fc.oneof(
@@ -44,7 +44,9 @@ const settle = fc.record({
   attempt: fc.constantFrom(null, null, 0, 1, 2),
   outcome: outcomes,
 });
-const clawBack = fc.record({ do: is("claw back"), customer, payment: fc.nat({ max: 9 }), amount });
+/** Often more than there is, so that debt comes of it. */
+const clawed = fc.integer({ min: 1, max: 4_000 });
+const clawBack = fc.record({ do: is("claw back"), customer, payment: fc.nat({ max: 9 }), amount: clawed });
 const reinstate = fc.record({ do: is("reinstate"), customer, payment: fc.nat({ max: 9 }), amount });
 const adjust = fc.record({
   do: is("adjust"),
