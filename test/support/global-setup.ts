@@ -50,25 +50,32 @@ async function startPostgres(): Promise<{ url: string; stop(): Promise<void> }> 
 
   const runDir = join(RUNS_DIR, String(process.pid));
   mkdirSync(runDir, { mode: 0o700 });
-  const { user, run } = await findPostgres(RUNS_DIR);
+  const postgres = await findPostgres(RUNS_DIR);
   const passwordFile = `${runDir}.password`;
   writeFileSync(passwordFile, "postgres", { mode: 0o600 });
+  const { user } = postgres;
   if (user) for (const path of [runDir, passwordFile]) chownSync(path, user.uid, user.gid);
   const port = await freePort();
 
   async function finish(program: "initdb" | "pg_ctl", args: readonly string[]): Promise<void> {
-    const { status, output } = await run(program, args, RUNS_DIR);
+    const { status, output } = await postgres.run(program, args, RUNS_DIR);
     if (status !== 0) throw new Error(`${program} of the PostgreSQL for the tests failed:\n${output}`);
   }
   const stop = async (): Promise<void> => {
-    await run("pg_ctl", ["stop", "--mode=immediate", `--pgdata=${runDir}`], RUNS_DIR); // fails where it never started
+    await postgres.run("pg_ctl", ["stop", "--mode=immediate", `--pgdata=${runDir}`], RUNS_DIR); // fails where it never started
     rmSync(runDir, { recursive: true, force: true, maxRetries: 5 });
   };
   const url = `postgres://postgres:postgres@127.0.0.1:${port}/postgres`;
   try {
     await finish("initdb", [
-      ...[`--pgdata=${runDir}`, "--username=postgres", `--pwfile=${passwordFile}`, "--auth=password"],
-      ...["--no-sync", "--encoding=UTF8", "--locale=C", "--no-instructions"],
+      `--pgdata=${runDir}`,
+      "--username=postgres",
+      `--pwfile=${passwordFile}`,
+      "--auth=password",
+      "--no-sync",
+      "--encoding=UTF8",
+      "--locale=C",
+      "--no-instructions",
     ]);
     // Durability is of no use here; crash tests kill our processes, not the machine.
     const settings = ["fsync=off", "full_page_writes=off", "max_connections=300", "unix_socket_directories="];
