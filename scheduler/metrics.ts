@@ -1,6 +1,7 @@
 /** What the scheduler counts, and what the leader reads off the books for others to watch (money-watch.ts). */
 import { Counter, Gauge, type Registry } from "prom-client";
 
+import { DISAGREEMENT_KINDS } from "#billing/reconcile-run.ts";
 import { moneyMetricsOf } from "#ledger/metrics.ts";
 
 export type SchedulerMetrics = ReturnType<typeof createSchedulerMetrics>;
@@ -29,7 +30,20 @@ export function createSchedulerMetrics(registry: Registry) {
     }),
     money: moneyMetricsOf(registry),
     books: createBooksMetrics(registry),
+    disagreements: new Gauge({
+      name: "dream_money_reconcile_disagreements",
+      help: "What disagreed when our payments were last compared with Stripe's, by kind",
+      labelNames: ["kind"] as const,
+      registers,
+    }),
   };
+}
+
+export function showDisagreements(
+  { disagreements }: Pick<SchedulerMetrics, "disagreements">,
+  counts: Readonly<Record<string, number | undefined>>,
+): void {
+  for (const kind of DISAGREEMENT_KINDS) disagreements.set({ kind }, counts[kind] ?? 0);
 }
 
 /** Read by the leader alone; 0 in processes that do not lead, so `max()` over all of them is the leader's word. */
@@ -56,7 +70,15 @@ function createBooksMetrics(registry: Registry) {
     ),
     reconciledAt: gauge(
       "dream_money_reconciled_at_seconds",
-      "When our payments were last compared with Stripe's, in epoch seconds",
+      "When our payments were last compared with Stripe's, in epoch seconds; 0 is never",
+    ),
+    reconcileExpected: gauge(
+      "dream_money_reconcile_expected",
+      "1 where the scheduler that leads has Stripe's key, and so has to compare",
+    ),
+    unreadEvents: gauge(
+      "dream_money_unread_events",
+      "Signed events of Stripe's about our money that could not be read, of the last 30 days",
     ),
     readAt: gauge("dream_ledger_read_at_seconds", "When the leader last read these figures, in epoch seconds"),
   };

@@ -6,7 +6,7 @@ import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
 import { startLoop } from "./loop.ts";
-import type { SchedulerMetrics } from "./metrics.ts";
+import { type SchedulerMetrics, showDisagreements } from "./metrics.ts";
 
 const READ_EVERY_MS = 10_000;
 
@@ -17,7 +17,8 @@ export function startMoneyWatch(options: {
   readonly log: Log;
 }): Service {
   const { db, clock, log } = options;
-  const { books: gauges } = options.metrics;
+  const { metrics } = options;
+  const { books: gauges } = metrics;
   const loop = startLoop({
     name: "money watch",
     everyMs: READ_EVERY_MS,
@@ -30,6 +31,9 @@ export function startMoneyWatch(options: {
       gauges.verifiedAt.set(books.verified_at_s);
       gauges.problems.set(books.problems);
       gauges.paymentProblems.set(books.payments_with_problem);
+      gauges.reconciledAt.set(books.reconciled_at_s);
+      gauges.unreadEvents.set(books.unread_events);
+      showDisagreements(metrics, books.disagreements);
       gauges.readAt.set(clock.now() / 1000);
     },
   });
@@ -38,6 +42,7 @@ export function startMoneyWatch(options: {
       await loop.stop();
       // Whoever leads next says what is true from now on; old figures here would contradict it.
       for (const gauge of Object.values(gauges)) gauge.set(0);
+      showDisagreements(metrics, {});
     },
   };
 }

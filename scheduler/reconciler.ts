@@ -1,5 +1,6 @@
 /** The leader compares our payments with Stripe's, so that a lost webhook costs a customer minutes and not a ticket. */
 import { reconcile } from "#billing/reconcile.ts";
+import { countByKind, daysToCompare, lastReconciled, recordReconciled } from "#billing/reconciled.ts";
 import { describeStripeError, type Stripe } from "#billing/stripe.ts";
 import type { Clock } from "#platform/clock.ts";
 import { settlesWithin } from "#platform/bounded.ts";
@@ -8,11 +9,9 @@ import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
 import { startLoop } from "./loop.ts";
-import type { SchedulerMetrics } from "./metrics.ts";
+import { type SchedulerMetrics, showDisagreements } from "./metrics.ts";
 
 const RECONCILE_EVERY_MS = 15 * 60_000;
-/** Stripe itself tries a webhook for three days; `billing reconcile` looks further back. */
-const DAYS = 3;
 const STOP_WITHIN_MS = 2_000;
 
 export interface ReconcilerOptions {
@@ -24,18 +23,26 @@ export interface ReconcilerOptions {
 }
 
 export function startReconciler({ db, stripe, clock, log, metrics }: ReconcilerOptions): Service {
+  metrics.books.reconcileExpected.set(1);
   const loop = startLoop({
     name: "reconcile",
     everyMs: RECONCILE_EVERY_MS,
     log,
     run: async (signal) => {
+      const at = new Date(clock.now());
+      const days = daysToCompare(at.getTime(), await lastReconciled(db));
       const report = await reconcile(
         { db, stripe, clock, log, moved: (...m) => metrics.money.moved(...m), signal },
-        { days: DAYS },
+        { days },
       ).catch((error: unknown) => {
         throw describeStripeError(error);
       });
-      metrics.books.reconciledAt.set(clock.now() / 1000);
+      const disagreements = countByKind(report.disagreements);
+      await recordReconciled(db, { at, disagreements });
+      if (!signal.aborted) {
+        metrics.books.reconciledAt.set(at.getTime() / 1000);
+        showDisagreements(metrics, disagreements);
+      }
       for (const { kind, id, message } of report.disagreements) {
         log.error({ kind, id }, `Stripe and our books disagree: ${message}`);
       }
@@ -44,6 +51,9 @@ export function startReconciler({ db, stripe, clock, log, metrics }: ReconcilerO
   });
   return {
     // A round that waits for Stripe may end after us: whatever it still does is done as a webhook would.
-    stop: async () => void (await settlesWithin(STOP_WITHIN_MS, loop.stop())),
+    async stop() {
+      metrics.books.reconcileExpected.set(0);
+      await settlesWithin(STOP_WITHIN_MS, loop.stop());
+    },
   };
 }

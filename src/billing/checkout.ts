@@ -8,6 +8,7 @@ import { settlesWithin } from "#platform/bounded.ts";
 import type { Database } from "#platform/database.ts";
 
 import {
+  createOnce,
   describeStripeError,
   isIdempotencyMismatch,
   isMissingAtStripe,
@@ -59,22 +60,22 @@ async function askStripe(
   { db, stripe }: CheckoutParts,
   topup: Topup,
   publicUrl: string,
-): Promise<{ id: string; url: string }> {
-  const [customer] = await db.query<{ email: string | null }>(`SELECT email FROM customers WHERE id = $1`, [
-    topup.customer_id,
-  ]);
+): Promise<{ readonly id: string; readonly url: string }> {
+  const [customer] = await db.query<{ email: string | null }>(
+    `SELECT coalesce(email, signup_email) AS email FROM customers WHERE id = $1`,
+    [topup.customer_id],
+  );
   const email = customer?.email ?? null;
-  const known = await ensureStripeCustomer(db, stripe, topup.customer_id, email);
+  const known = await ensureStripeCustomer(db, stripe, topup.customer_id, email, topup.id);
   const session = await createSession(stripe, topup, publicUrl, known, topup.id).catch(async (error: unknown) => {
     if (!isMissingAtStripe(error, "customer")) throw toApiError(error);
-    const other = await replaceStripeCustomer(db, stripe, topup.customer_id, email, known);
+    const other = await replaceStripeCustomer(db, stripe, topup.customer_id, email, known, topup.id);
     // Stripe may have kept the refusal under the first key.
     return createSession(stripe, topup, publicUrl, other, `${topup.id}-${other}`).catch((error: unknown) => {
       throw toApiError(error);
     });
   });
-  await storeSession(db, topup.id, session);
-  return session;
+  return storeSession(db, topup.id, session);
 }
 
 async function createSession(
@@ -84,9 +85,10 @@ async function createSession(
   customer: string,
   idempotencyKey: string,
 ): Promise<{ id: string; url: string }> {
-  const { id, url } = await stripe.checkout.sessions.create(sessionParams(topup, publicUrl, customer), {
-    idempotencyKey,
-  });
+  // A second session that nobody pays costs nothing, and should both be paid, the second payment is a recorded problem.
+  const { id, url } = await createOnce([idempotencyKey, `${idempotencyKey}-2`], (options) =>
+    stripe.checkout.sessions.create(sessionParams(topup, publicUrl, customer), options),
+  );
   if (url === null) throw new Error(`Stripe made session ${id} without a URL`);
   return { id, url };
 }

@@ -33,37 +33,60 @@ export interface ShortNotice {
 
 /** Null when everybody who would pay more is told in time. `added` was recorded now, after all of `rows`. */
 export function findShortNotice(rows: readonly PriceRow[], added: PriceRow): ShortNotice | null {
-  const problem = shortNotice(rows, added);
+  const concerned = concernedBy(rows, added);
+  const problem = firstShortNotice(concerned, added);
   if (problem === null) return null;
   const noticeEnds_ms = added.recorded_ms + NOTICE_MS;
   const earliest_ms =
     datesIn(rows, Math.max(added.effective_ms, added.recorded_ms), noticeEnds_ms).find(
-      (effective_ms) => shortNotice(rows, { ...added, effective_ms }) === null,
+      (effective_ms) => firstShortNotice(concerned, { ...added, effective_ms }) === null,
     ) ?? noticeEnds_ms; // from then on nothing is in the way
   return { ...problem, earliest_ms };
 }
 
-function shortNotice(rows: readonly PriceRow[], added: PriceRow): Omit<ShortNotice, "earliest_ms"> | null {
-  const now = added.recorded_ms;
-  for (const customer_id of affectedBy(rows, added)) {
-    const told = rows.filter((row) => row.customer_id === null || row.customer_id === customer_id);
-    const after = [...told, added];
-    for (const at_ms of datesIn(after, now, now + NOTICE_MS)) {
-      const [from, to] = [priceAt(told, customer_id, at_ms), priceAt(after, customer_id, at_ms)];
-      if (to > from) return { customer_id, at_ms, from, to };
-      // A lowering before a later row can make a rise of that row, which was none when it was recorded.
-      const before = priceBefore(after, customer_id, at_ms);
-      if (to > before && !toldInTime(after, customer_id, at_ms) && to - before > rise(told, customer_id, at_ms)) {
-        return { customer_id, at_ms, from: before, to };
-      }
-    }
+/** Whose price it may change, with the rows that decide it until now. */
+interface Concerned {
+  readonly customer_id: string | null;
+  readonly told: readonly PriceRow[];
+}
+
+/** A change of the list concerns everybody; of those with rows of their own, each may be concerned in another way. */
+function concernedBy(rows: readonly PriceRow[], added: PriceRow): Concerned[] {
+  const own = Map.groupBy(rows, ({ customer_id }) => customer_id);
+  const list = own.get(null) ?? [];
+  const customers = added.customer_id === null ? new Set([null, ...own.keys()]) : [added.customer_id];
+  return [...customers].map((customer_id) => ({
+    customer_id,
+    told: customer_id === null ? list : [...list, ...(own.get(customer_id) ?? [])],
+  }));
+}
+
+type Problem = Omit<ShortNotice, "earliest_ms">;
+
+/** Whoever it finds is moved to the front of `concerned`: who is in the way of one date is likely in the way of the next. */
+function firstShortNotice(concerned: Concerned[], added: PriceRow): Problem | null {
+  for (const [index, one] of concerned.entries()) {
+    const problem = shortNotice(one, added);
+    if (problem === null) continue;
+    concerned.unshift(...concerned.splice(index, 1));
+    return problem;
   }
   return null;
 }
 
-/** A change of the list concerns everybody; of those with rows of their own, each may be concerned in another way. */
-function affectedBy(rows: readonly PriceRow[], added: PriceRow): readonly (string | null)[] {
-  return added.customer_id === null ? [...new Set([null, ...rows.map((row) => row.customer_id)])] : [added.customer_id];
+function shortNotice({ customer_id, told }: Concerned, added: PriceRow): Problem | null {
+  const now = added.recorded_ms;
+  const after = [...told, added];
+  for (const at_ms of datesIn(after, now, now + NOTICE_MS)) {
+    const [from, to] = [priceAt(told, customer_id, at_ms), priceAt(after, customer_id, at_ms)];
+    if (to > from) return { customer_id, at_ms, from, to };
+    // A lowering before a later row can make a rise of that row, which was none when it was recorded.
+    const before = priceBefore(after, customer_id, at_ms);
+    if (to > before && !toldInTime(after, customer_id, at_ms) && to - before > rise(told, customer_id, at_ms)) {
+      return { customer_id, at_ms, from: before, to };
+    }
+  }
+  return null;
 }
 
 /** Dates on which something takes effect, from `from` until before `until`, in order. */

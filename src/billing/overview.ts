@@ -12,6 +12,8 @@ const ACTIONS_SHOWN = 10;
 export interface CustomerRow {
   readonly customer_id: string;
   readonly email: string | null;
+  /** What they signed up with, which nobody has confirmed. */
+  readonly signup_email: string | null;
   readonly stripe_customer_id: string | null;
   readonly created_at: Date;
   readonly closed_at: Date | null;
@@ -20,7 +22,7 @@ export interface CustomerRow {
 }
 
 const CUSTOMERS = `
-  SELECT c.id AS customer_id, c.email, c.stripe_customer_id, c.created_at, c.closed_at,
+  SELECT c.id AS customer_id, c.email, c.signup_email, c.stripe_customer_id, c.created_at, c.closed_at,
          balance.balance_mils, debt.balance_mils AS debt_mils
     FROM customers c
     JOIN accounts balance ON balance.customer_id = c.id AND balance.account = 'balance'
@@ -53,6 +55,13 @@ interface EntryRow {
   readonly detail: string;
 }
 
+interface RolloutsRow {
+  readonly status: string;
+  readonly count: number;
+  /** What is ours for good: nothing while they may still be refunded. */
+  readonly earned_mils: Mils;
+}
+
 interface ActionRow {
   readonly at: Date;
   readonly operator: string;
@@ -66,7 +75,7 @@ export interface CustomerOverview extends CustomerRow {
   readonly mils_per_frame: number;
   readonly prices: readonly ListedPrice[];
   readonly keys: readonly ListedKey[];
-  readonly rollouts: readonly { readonly status: string; readonly count: number; readonly earned_mils: Mils }[];
+  readonly rollouts: readonly RolloutsRow[];
   readonly topups: readonly TopUpRow[];
   readonly entries: readonly EntryRow[];
   readonly actions: readonly ActionRow[];
@@ -82,8 +91,9 @@ export async function readCustomer(sql: Sql, customerId: string): Promise<Custom
     mils_per_frame: await priceFor(sql, customerId),
     prices: prices.filter((price) => price.customer_id !== null || price.state !== "past"),
     keys: await listKeys(sql, customerId),
-    rollouts: await sql.query(
-      `SELECT status, count(*)::int AS count, sum(charge_mils - refunded_mils)::bigint AS earned_mils
+    rollouts: await sql.query<RolloutsRow>(
+      `SELECT status, count(*)::int AS count,
+              coalesce(sum(charge_mils - refunded_mils) FILTER (WHERE finished_at IS NOT NULL), 0)::bigint AS earned_mils
          FROM rollouts WHERE customer_id = $1 GROUP BY status ORDER BY status`,
       [customerId],
     ),
@@ -95,8 +105,11 @@ export async function readCustomer(sql: Sql, customerId: string): Promise<Custom
       [customerId],
     ),
     entries: await sql.query<EntryRow>(
+      // The ends of two chains, each by its primary key; a customer may have millions of entries.
       `SELECT created_at AS at, account, kind, amount_mils, balance_after_mils, reference, detail
-         FROM ledger_entries WHERE customer_id = $1
+         FROM unnest(ARRAY['balance', 'debt']) AS of
+        CROSS JOIN LATERAL (SELECT * FROM ledger_entries WHERE customer_id = $1 AND account = of
+                             ORDER BY seq DESC LIMIT ${ENTRIES_SHOWN}) last
         ORDER BY created_at DESC, account DESC, seq DESC LIMIT ${ENTRIES_SHOWN}`,
       [customerId],
     ),

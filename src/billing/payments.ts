@@ -1,128 +1,161 @@
 /**
  * What Stripe says about a payment, merged into our rows, and the ledger moved to what the rows then imply. Merging only
- * ever goes one way (paid stays paid, refunds only grow, a dispute only advances), so duplicates, any order, two at once
- * and reconciliation all end in the same books.
+ * ever goes one way (paid stays paid, refunds and disputes only advance), so duplicates, any order, two at once and
+ * reconciliation all end in the same books.
  *
  * Locks, in this order: top-up, payment, accounts. A caller's transaction holds no account yet.
  */
-import { type Mils, mils, usdText } from "#contract/mils.ts";
-import { clawBack, reinstate } from "#ledger/clawback.ts";
-import { credit } from "#ledger/ledger.ts";
 import type { Sql } from "#platform/database.ts";
 
-import type { DisputeState, Facts } from "./events.ts";
+import type { DisputeState, Facts, RefundState } from "./facts.ts";
+import { lockPayment, lockRefundsOf, type Merged, moveLedger, type Payment } from "./move-ledger.ts";
 import type { Topup, TopupState } from "./topups.ts";
 
-const MILS_PER_CENT = 100;
+type FactsOf<Kind extends Facts["kind"]> = Extract<Facts, { kind: Kind }>;
 
-/** A payment's reinstatement counts as a clawback, too; amounts are above zero. */
-export interface Moved {
-  readonly kind: "credit" | "clawback";
-  readonly amount: Mils;
-}
-
-export interface Merged {
-  /** For stripe_events and the log: "credited 2500 cents to cus_…", "nothing new", "ignored: …". */
-  readonly outcome: string;
-  readonly moved: readonly Moved[];
-  /** Why money that Stripe holds is not credited; null where all is well. */
-  readonly problem: string | null;
-}
-
-interface Payment {
-  readonly id: string;
-  readonly topup_id: string | null;
-  readonly paid_cents: number | null;
-  readonly refunded_cents: number;
-  readonly credited_mils: Mils;
-  readonly clawed_back_mils: Mils;
-  readonly problem: string | null;
-  readonly resolution: string | null;
-}
-
-const ignored = (why: string): Merged => ({ outcome: `ignored: ${why}`, moved: [], problem: null });
+const ignored = (why: string): Merged => ({ outcome: `ignored: ${why}`, moved: [], problem: null, unreadable: null });
 
 /** `eventId` is what a statement names; null when reconciliation read it from a list. In one transaction with it all. */
 export async function mergeFacts(tx: Sql, facts: Facts, eventId: string | null): Promise<Merged> {
-  if (facts.kind === "session") return await mergeSession(tx, facts, eventId);
-  if (facts.kind === "refund") return await mergeRefund(tx, facts, eventId);
-  if (facts.kind === "dispute") return await mergeDispute(tx, facts, eventId);
-  return ignored(facts.why);
+  switch (facts.kind) {
+    case "session":
+      return await mergeSession(tx, facts, eventId);
+    case "charge":
+      return await mergeCharge(tx, facts, eventId);
+    case "refund":
+      return await mergeRefund(tx, facts, eventId);
+    case "dispute":
+      return await mergeDispute(tx, facts, eventId);
+    case "unreadable":
+      if (!(await mayBeOurs(tx, facts))) return ignored(`${facts.why}, and names nothing of ours`);
+      return { outcome: `unreadable: ${facts.why}`, moved: [], problem: null, unreadable: facts.why };
+    case "none":
+      return ignored(facts.why);
+    default:
+      return facts satisfies never;
+  }
 }
 
-type SessionFacts = Extract<Facts, { kind: "session" }>;
+/** Other things may be sold through the same account at Stripe. What names nothing at all could be anybody's. */
+async function mayBeOurs(
+  tx: Sql,
+  { payment_id, topup_id, stripe_customer_id }: FactsOf<"unreadable">,
+): Promise<boolean> {
+  if (topup_id !== null) return true;
+  if (payment_id === null && stripe_customer_id === null) return true;
+  return (
+    (payment_id !== null && (await isKnownPayment(tx, payment_id))) || (await isOurCustomer(tx, stripe_customer_id))
+  );
+}
 
-async function mergeSession(tx: Sql, facts: SessionFacts, eventId: string | null): Promise<Merged> {
-  const topup = facts.topup_id === null ? null : await lockTopup(tx, facts.topup_id);
+async function mergeSession(tx: Sql, facts: FactsOf<"session">, eventId: string | null): Promise<Merged> {
+  const named = facts.topup_id ?? facts.claimed_topup_id;
+  const found = named === null ? null : await lockTopup(tx, named);
+  // A top-up that is only claimed is believed of the session that we asked for, and of no other.
+  const claim = found !== null && facts.topup_id === null && found.session_id !== facts.session_id;
+  const topup = claim ? null : found;
   const said = topup ? await advanceTopup(tx, topup, facts) : null;
   if (!facts.payment) {
-    if (topup) return { outcome: said ?? "nothing new", moved: [], problem: null };
-    return ignored(facts.topup_id === null ? "names no top-up of ours" : `unknown top-up ${facts.topup_id}, not paid`);
+    if (topup) return { outcome: said ?? "nothing new", moved: [], problem: null, unreadable: null };
+    if (named === null) return ignored("names no top-up of ours");
+    return ignored(claim ? `not the session of ${named}, not paid` : `unknown top-up ${named}, not paid`);
   }
   // Other things may be sold through the same account at Stripe; what our own customer pays is for us.
-  if (facts.topup_id === null && !(await isOurCustomer(tx, facts.stripe_customer_id))) {
-    return ignored("names no top-up of ours");
-  }
+  if (named === null && !(await isOurCustomer(tx, facts.stripe_customer_id))) return ignored("names no top-up of ours");
   const payment = await lockPayment(tx, facts.payment.id);
-  const problem = payment.resolution === null ? await problemOf(tx, facts, topup, payment) : payment.problem;
-  const inUsd = facts.payment.currency === "usd" && facts.payment.amount > 0;
+  const other = topup ? await otherPaymentOf(tx, topup, payment) : null;
+  const problem = problemOf(facts, facts.payment, { topup, claimed: claim ? named : null, other });
+  const inUsd = facts.payment.currency === "usd" && facts.payment.amount > 0 && facts.payment.amount <= CENTS_MAX;
   const next = await storePayment(tx, {
     ...payment,
-    topup_id: payment.topup_id ?? (await freeTopup(tx, topup, payment)),
+    // A second payment of the same top-up is a problem, and is not linked to it.
+    topup_id: payment.topup_id ?? (other === null ? (topup?.id ?? null) : null),
     paid_cents: payment.paid_cents ?? (inUsd ? facts.payment.amount : null),
-    problem,
+    problem: payment.resolution === null ? problem : payment.problem,
   });
-  return moveLedger(tx, next, eventId, said);
+  return moveLedger(tx, next, { eventId, said });
 }
 
+/** Of the column. More than that was not asked for by anybody, and is not kept as an amount to credit. */
+const CENTS_MAX = 2_147_483_647;
+
 /** Why that payment must not be credited by itself; null when it is what was asked for. */
-async function problemOf(
-  tx: Sql,
-  { payment: paid, topup_id, customer_id }: SessionFacts,
-  topup: Topup | null,
-  payment: Payment,
-): Promise<string | null> {
-  if (!paid) return null;
+function problemOf(
+  { topup_id, claimed_topup_id, customer_id }: FactsOf<"session">,
+  paid: { readonly amount: number; readonly currency: string },
+  { topup, claimed, other }: { topup: Topup | null; claimed: string | null; other: string | null },
+): string | null {
   const sum = `${paid.amount} ${paid.currency === "usd" ? "cents" : paid.currency}`;
-  if (topup_id === null) return `paid ${sum} without naming a top-up`;
-  if (!topup) return `paid ${sum} for the unknown top-up ${topup_id}`;
+  const named = topup_id ?? claimed_topup_id;
+  if (named === null) return `paid ${sum} without naming a top-up`;
+  if (claimed !== null) return `paid ${sum} by a session that is not the one of ${claimed}, which it names`;
+  if (!topup) return `paid ${sum} for the unknown top-up ${named}`;
   if (paid.currency !== "usd" || paid.amount !== topup.amount_cents) {
     return `paid ${sum}, the top-up is about ${topup.amount_cents} cents`;
   }
   if (customer_id !== null && customer_id !== topup.customer_id) {
     return `paid ${sum} for ${customer_id}, the top-up is of ${topup.customer_id}`;
   }
+  return other === null ? null : `paid ${sum} for ${topup.id}, which ${other} had paid`;
+}
+
+async function otherPaymentOf(tx: Sql, topup: Topup, payment: Payment): Promise<string | null> {
   const [other] = await tx.query<{ id: string }>(`SELECT id FROM payments WHERE topup_id = $1 AND id <> $2`, [
     topup.id,
     payment.id,
   ]);
-  return other ? `paid ${sum} for ${topup.id}, which ${other.id} had paid` : null;
+  return other?.id ?? null;
 }
 
-/** A second payment of the same top-up is a problem, and is not linked to it. */
-async function freeTopup(tx: Sql, topup: Topup | null, payment: Payment): Promise<string | null> {
-  if (!topup) return null;
-  const [taken] = await tx.query(`SELECT id FROM payments WHERE topup_id = $1 AND id <> $2`, [topup.id, payment.id]);
-  return taken ? null : topup.id;
-}
-
-async function mergeRefund(
+async function mergeCharge(
   tx: Sql,
-  { payment_id, topup_id, refunded_cents }: Extract<Facts, { kind: "refund" }>,
+  { payment_id, topup_id, refunded_cents }: FactsOf<"charge">,
   eventId: string | null,
 ): Promise<Merged> {
   if (topup_id === null && !(await isKnownPayment(tx, payment_id))) return ignored("names no top-up of ours");
   const payment = await lockPayment(tx, payment_id);
   const next = { ...payment, refunded_cents: Math.max(payment.refunded_cents, refunded_cents) };
-  return moveLedger(tx, await storePayment(tx, next), eventId, null);
+  return moveLedger(tx, await storePayment(tx, next), { eventId, said: null });
 }
 
-/** Later ones win; a loss can still be appealed, a win is the end. */
-const DISPUTE_ORDER: readonly DisputeState[] = ["inquiry", "open", "lost", "won"];
+/** Later ones win: a refund may fail after it succeeded, and that is the end of it. */
+const REFUND_ORDER: readonly RefundState[] = ["pending", "succeeded", "failed"];
+
+async function mergeRefund(
+  tx: Sql,
+  { refund_id, payment_id, amount_cents, state }: FactsOf<"refund">,
+  eventId: string | null,
+): Promise<Merged> {
+  // A refund does not carry our metadata either; its payment, if it is ours, may be told later and then finds it.
+  await lockRefundsOf(tx, payment_id);
+  const [known] = await tx.query<{ state: RefundState }>(`SELECT state FROM payment_refunds WHERE id = $1`, [
+    refund_id,
+  ]);
+  if (!known) {
+    await tx.query(`INSERT INTO payment_refunds (id, payment_id, amount_cents, state) VALUES ($1, $2, $3, $4)`, [
+      refund_id,
+      payment_id,
+      amount_cents,
+      state,
+    ]);
+  } else if (REFUND_ORDER.indexOf(state) > REFUND_ORDER.indexOf(known.state)) {
+    await tx.query(`UPDATE payment_refunds SET state = $2, amount_cents = $3 WHERE id = $1`, [
+      refund_id,
+      state,
+      amount_cents,
+    ]);
+  }
+  if (!(await isKnownPayment(tx, payment_id))) return ignored("a refund of no payment of ours");
+  const payment = await lockPayment(tx, payment_id);
+  return moveLedger(tx, payment, { eventId, said: null, returned: "refund failed" });
+}
+
+/** Later ones win; a closed inquiry can still become a dispute, a loss can be appealed, a win is the end. */
+const DISPUTE_ORDER: readonly DisputeState[] = ["inquiry", "inquiry_closed", "open", "lost", "won"];
 
 async function mergeDispute(
   tx: Sql,
-  { payment_id, dispute_id, amount_cents, state }: Extract<Facts, { kind: "dispute" }>,
+  { payment_id, dispute_id, amount_cents, state }: FactsOf<"dispute">,
   eventId: string | null,
 ): Promise<Merged> {
   // A dispute does not carry our metadata, so one of a payment that is not ours leaves a row that nothing comes of.
@@ -144,64 +177,7 @@ async function mergeDispute(
       amount_cents,
     ]);
   }
-  return moveLedger(tx, payment, eventId, null);
-}
-
-/** The one place where a payment moves money: credited once it may be, then clawed back as far as it is taken back. */
-export async function moveLedger(
-  tx: Sql,
-  payment: Payment,
-  eventId: string | null,
-  said: string | null,
-): Promise<Merged> {
-  const moved: Moved[] = [];
-  const outcome: string[] = said === null ? [] : [said];
-  const customer_id = await ownerOf(tx, payment);
-  let credited = payment.credited_mils;
-  // A problem that an operator resolved without crediting stays uncredited.
-  const due = payment.paid_cents !== null && payment.problem === null && payment.resolution === null;
-  if (credited === 0n && due && customer_id !== null) {
-    credited = mils((payment.paid_cents ?? 0) * MILS_PER_CENT);
-    await credit(tx, { customer_id, amount: credited, reference: payment.id, detail: `top-up · $${usd(credited)}` });
-    moved.push({ kind: "credit", amount: credited });
-    outcome.push(`credited ${usd(credited)} to ${customer_id}`);
-  }
-  const { target, why } = await takenBack(tx, payment, credited);
-  const change = target - payment.clawed_back_mils;
-  if (change !== 0n && customer_id !== null) {
-    const amount = mils(change > 0n ? change : -change);
-    const entry = { customer_id, amount, reference: payment.id };
-    if (change > 0n) await clawBack(tx, { ...entry, detail: `${why} · $${usd(amount)}` });
-    else await reinstate(tx, { ...entry, detail: `dispute won · $${usd(amount)}` });
-    moved.push({ kind: "clawback", amount });
-    outcome.push(`${change > 0n ? "clawed back" : "gave back"} ${usd(amount)}`);
-  }
-  if (moved.length > 0) {
-    await tx.query(
-      `UPDATE payments SET credited_mils = $2, clawed_back_mils = $3,
-              credited_by_event = CASE WHEN credited_mils = 0 THEN $4 ELSE credited_by_event END
-        WHERE id = $1`,
-      [payment.id, credited, target, eventId],
-    );
-  }
-  if (payment.problem !== null) outcome.push(`not credited: ${payment.problem}`);
-  return { outcome: outcome.join(", ") || "nothing new", moved, problem: payment.problem };
-}
-
-/** Whole cents, as people write them. */
-const usd = (amount: Mils): string => usdText(amount).slice(0, -2);
-
-/** Refunds and disputes of one payment may overlap; more than was credited is never taken back. */
-async function takenBack(tx: Sql, payment: Payment, credited: Mils): Promise<{ target: Mils; why: string }> {
-  const [row] = await tx.query<{ cents: bigint }>(
-    `SELECT coalesce(sum(amount_cents), 0)::bigint AS cents FROM payment_disputes
-      WHERE payment_id = $1 AND state IN ('open', 'lost')`,
-    [payment.id],
-  );
-  const disputed = row?.cents ?? 0n;
-  const sum = (BigInt(payment.refunded_cents) + disputed) * BigInt(MILS_PER_CENT);
-  const why = [payment.refunded_cents > 0 && "refunded", disputed > 0n && "disputed"].filter(Boolean).join(" and ");
-  return { target: sum < credited ? mils(sum) : credited, why: `payment ${why}` };
+  return moveLedger(tx, payment, { eventId, said: null });
 }
 
 async function lockTopup(tx: Sql, id: string): Promise<Topup | null> {
@@ -216,7 +192,10 @@ async function lockTopup(tx: Sql, id: string): Promise<Topup | null> {
 const TOPUP_ORDER: readonly TopupState[] = ["open", "expired", "failed", "paid"];
 
 /** What changed, or null. Fills in the session where our process died, or waited too long, before it was stored. */
-async function advanceTopup(tx: Sql, topup: Topup, facts: SessionFacts): Promise<string | null> {
+async function advanceTopup(tx: Sql, topup: Topup, facts: FactsOf<"session">): Promise<string | null> {
+  // Stripe may have made two sessions for one top-up (checkout.ts): how the one ends that nobody saw says nothing.
+  const another = topup.session_id !== null && topup.session_id !== facts.session_id;
+  if (another && facts.state !== "paid") return null;
   const state = TOPUP_ORDER.indexOf(facts.state) > TOPUP_ORDER.indexOf(topup.state) ? facts.state : topup.state;
   if (state === topup.state && topup.session_id !== null) return null;
   await tx.query(
@@ -227,29 +206,12 @@ async function advanceTopup(tx: Sql, topup: Topup, facts: SessionFacts): Promise
   return state === topup.state ? "session found" : `top-up ${state}`;
 }
 
-export async function lockPayment(tx: Sql, id: string): Promise<Payment> {
-  await tx.query(`INSERT INTO payments (id) VALUES ($1) ON CONFLICT DO NOTHING`, [id]);
-  const [row] = await tx.query<Payment>(
-    `SELECT id, topup_id, paid_cents, refunded_cents, credited_mils, clawed_back_mils, problem, resolution
-       FROM payments WHERE id = $1 FOR UPDATE`,
-    [id],
-  );
-  if (!row) throw new Error(`payment ${id} neither made nor found`);
-  return row;
-}
-
 async function storePayment(tx: Sql, payment: Payment): Promise<Payment> {
   await tx.query(
     `UPDATE payments SET topup_id = $2, paid_cents = $3, refunded_cents = $4, problem = $5 WHERE id = $1`,
     [payment.id, payment.topup_id, payment.paid_cents, payment.refunded_cents, payment.problem],
   );
   return payment;
-}
-
-async function ownerOf(tx: Sql, { topup_id }: Payment): Promise<string | null> {
-  if (topup_id === null) return null;
-  const [row] = await tx.query<{ customer_id: string }>(`SELECT customer_id FROM topups WHERE id = $1`, [topup_id]);
-  return row?.customer_id ?? null;
 }
 
 async function isOurCustomer(tx: Sql, stripeCustomerId: string | null): Promise<boolean> {

@@ -1,10 +1,10 @@
 /** Prices are rows with a date they take effect on, never changed; the SQL function `price_in_force` picks one. */
 import { ApiError } from "#contract/errors.ts";
+import { assertLine, recordAction } from "#ledger/operator-actions.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
 import { changesAfter, findShortNotice, NOTICE_MS, type PriceRow, type ShortNotice } from "./notice.ts";
-import { assertLine, recordAction } from "./operator.ts";
 
 /** Mils a frame now: the customer's own price where they have one in force, else the list's; null asks for the list's. */
 export async function priceFor(sql: Sql, customerId: string | null): Promise<number> {
@@ -32,14 +32,15 @@ const MILS_PER_FRAME_MAX = 100_000;
 
 /**
  * Throws ApiError(invalid_request) where the date is past, or where somebody would pay more than they were told 30 days
- * before (findShortNotice); the message names the earliest date.
+ * before (findShortNotice), with the earliest date, or where a price ends that nobody has. Without a clock the time is the database's, by which
+ * rollouts are charged: the operator's machine may be off, and a date that is past there dates a price back.
  */
-export async function setPrice(db: Database, price: NewPrice, clock: Clock): Promise<{ effective_from: Date }> {
+export async function setPrice(db: Database, price: NewPrice, clock?: Clock): Promise<{ effective_from: Date }> {
   assertSensible(price);
   return await db.transaction(async (tx) => {
     // One at a time, and each judged by all before it; readers go on.
     await tx.query("LOCK TABLE prices IN SHARE ROW EXCLUSIVE MODE");
-    const now = clock.now();
+    const now = clock ? clock.now() : await databaseNow(tx);
     const effective_from = price.effective_from ?? new Date(now);
     if (effective_from.getTime() < now) {
       throw new ApiError(
@@ -48,7 +49,14 @@ export async function setPrice(db: Database, price: NewPrice, clock: Clock): Pro
           `got ${effective_from.toISOString()}`,
       );
     }
-    const problem = findShortNotice(await readRows(tx, price.customer_id), {
+    const rows = await readRows(tx, price.customer_id);
+    if (price.mils_per_frame === null && !hasOwnPrice(rows, price.customer_id, effective_from)) {
+      throw new ApiError(
+        "invalid_request",
+        `${price.customer_id} has no price of their own at ${effective_from.toISOString()}: there is nothing to end`,
+      );
+    }
+    const problem = findShortNotice(rows, {
       customer_id: price.customer_id,
       mils_per_frame: price.mils_per_frame,
       effective_ms: effective_from.getTime(),
@@ -59,6 +67,24 @@ export async function setPrice(db: Database, price: NewPrice, clock: Clock): Pro
     await insert(tx, price, effective_from, new Date(now), problem === null ? null : price.override_reason);
     return { effective_from };
   });
+}
+
+/** As `price_in_force` picks one: the latest of those that have begun, by when it was recorded. */
+function hasOwnPrice(rows: readonly PriceRow[], customerId: string | null, at: Date): boolean {
+  const [latest] = rows
+    .filter(({ customer_id, effective_ms }) => customer_id === customerId && effective_ms <= at.getTime())
+    .toReversed()
+    .toSorted((a, b) => b.effective_ms - a.effective_ms);
+  return latest !== undefined && latest.mils_per_frame !== null;
+}
+
+/** Not now(), when the transaction began: it may have waited for another since. */
+async function databaseNow(tx: Sql): Promise<number> {
+  const [row] = await tx.query<{ ms: number }>(
+    "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::float8 AS ms",
+  );
+  if (!row) throw new Error("the database does not tell the time");
+  return row.ms;
 }
 
 async function insert(

@@ -2,13 +2,19 @@
 import type { Mils } from "#contract/mils.ts";
 import type { Sql } from "#platform/database.ts";
 
-import type { DisputeState, Facts } from "./events.ts";
+import type { DisputeState, Facts, RefundState } from "./facts.ts";
 import type { TopupState } from "./topups.ts";
+
+/** How long after a refund its bank may still return it, with room. */
+const REFUND_MAY_FAIL_DAYS = 40;
 
 export interface KnownPayment {
   readonly id: string;
-  readonly refunded_cents: number;
+  /** Without refunds that failed. */
+  readonly refunded_cents: bigint;
   readonly credited_mils: Mils;
+  /** By the refund's id. */
+  readonly refunds: Readonly<Record<string, RefundState>>;
   /** By the dispute's id. */
   readonly disputes: Readonly<Record<string, DisputeState>>;
 }
@@ -16,7 +22,8 @@ export interface KnownPayment {
 /** Of those ids, the payments that we have a row of. */
 export async function knownPayments(sql: Sql, ids: readonly string[]): Promise<Map<string, KnownPayment>> {
   const rows = await sql.query<KnownPayment>(
-    `SELECT p.id, p.refunded_cents, p.credited_mils,
+    `SELECT p.id, refunded_cents(p.id, p.refunded_cents) AS refunded_cents, p.credited_mils,
+            coalesce((SELECT jsonb_object_agg(r.id, r.state) FROM payment_refunds r WHERE r.payment_id = p.id), '{}') AS refunds,
             coalesce((SELECT jsonb_object_agg(d.id, d.state) FROM payment_disputes d WHERE d.payment_id = p.id), '{}') AS disputes
        FROM payments p WHERE p.id = ANY ($1)`,
     [ids],
@@ -24,10 +31,24 @@ export async function knownPayments(sql: Sql, ids: readonly string[]): Promise<M
   return new Map(rows.map((row) => [row.id, row]));
 }
 
+/** Payments of ours whose refunds are recent enough to fail, or of which not every refund is known. */
+export async function refundedPayments(sql: Sql): Promise<string[]> {
+  const rows = await sql.query<{ id: string }>(
+    `SELECT DISTINCT p.id FROM payment_refunds r JOIN payments p ON p.id = r.payment_id
+      WHERE p.credited_mils > 0 AND r.state <> 'failed' AND r.first_seen_at > now() - $1 * interval '1 day'
+     UNION
+     SELECT p.id FROM payments p
+      WHERE p.credited_mils > 0 AND p.refunded_cents > 0 AND p.refunded_cents > (SELECT coalesce(sum(r.amount_cents), 0) FROM payment_refunds r
+                                                         WHERE r.payment_id = p.id)`,
+    [REFUND_MAY_FAIL_DAYS],
+  );
+  return rows.map(({ id }) => id);
+}
+
 /** Payments that were credited for top-ups since then. */
-export function creditedSince(sql: Sql, since: Date): Promise<KnownPayment[]> {
-  return sql.query<KnownPayment>(
-    `SELECT p.id, p.refunded_cents, p.credited_mils, '{}'::jsonb AS disputes
+export function creditedSince(sql: Sql, since: Date): Promise<Pick<KnownPayment, "id" | "credited_mils">[]> {
+  return sql.query<Pick<KnownPayment, "id" | "credited_mils">>(
+    `SELECT p.id, p.credited_mils
        FROM payments p JOIN topups t ON t.id = p.topup_id
       WHERE p.credited_mils > 0 AND t.created_at >= $1 ORDER BY t.created_at`,
     [since],
@@ -43,23 +64,45 @@ export async function unseenEvents(sql: Sql, ids: readonly string[]): Promise<st
   return rows.map(({ id }) => id);
 }
 
-/** Of those sessions, the ones that say something which our rows do not show yet. */
+/** Signed events that no version of the program has read yet, while Stripe still has them. */
+export function unreadEvents(sql: Sql, days: number): Promise<{ id: string; type: string; why: string }[]> {
+  return sql.query(
+    `SELECT u.id, u.type, u.why FROM stripe_events_unread u
+      WHERE first_seen_at > now() - $1 * interval '1 day' AND NOT EXISTS (SELECT FROM stripe_events e WHERE e.id = u.id)
+      ORDER BY first_seen_at`,
+    [days],
+  );
+}
+
+const topupNamed = ({ topup_id, claimed_topup_id }: SessionFacts): string | null => topup_id ?? claimed_topup_id;
+type SessionFacts = Extract<Facts, { kind: "session" }>;
+
+/** Of those sessions, the ones that say something which our rows do not show yet. Other products' are left out at once. */
 export async function needsMerge(sql: Sql, facts: readonly Facts[]): Promise<Facts[]> {
   const sessions = facts.filter((one) => one.kind === "session");
   const topups = await sql.query<{ id: string; state: TopupState; session_id: string | null }>(
     `SELECT id, state, session_id FROM topups WHERE id = ANY ($1)`,
-    [sessions.flatMap(({ topup_id }) => topup_id ?? [])],
+    [sessions.flatMap((one) => topupNamed(one) ?? [])],
   );
   const payments = await sql.query<{ id: string }>(
     `SELECT id FROM payments WHERE id = ANY ($1) AND (credited_mils > 0 OR problem IS NOT NULL OR resolution IS NOT NULL)`,
     [sessions.flatMap(({ payment }) => payment?.id ?? [])],
   );
+  const customers = await sql.query<{ id: string }>(
+    `SELECT stripe_customer_id AS id FROM customers WHERE stripe_customer_id = ANY ($1)`,
+    [sessions.flatMap(({ stripe_customer_id }) => stripe_customer_id ?? [])],
+  );
+  const ours = new Set<string | null>(customers.map(({ id }) => id));
   const topupOf = new Map(topups.map((row) => [row.id, row]));
   const decided = new Set(payments.map(({ id }) => id));
-  return sessions.filter(({ topup_id, state, payment }) => {
-    if (payment) return !decided.has(payment.id);
-    const topup = topup_id === null ? undefined : topupOf.get(topup_id);
-    return topup !== undefined && (topup.session_id === null || (topup.state === "open" && state !== "open"));
+  return sessions.filter((session) => {
+    const named = topupNamed(session);
+    const { payment, state, session_id, stripe_customer_id } = session;
+    if (payment) return !decided.has(payment.id) && (named !== null || ours.has(stripe_customer_id));
+    const topup = named === null ? undefined : topupOf.get(named);
+    if (!topup) return false;
+    if (topup.session_id === null) return session.topup_id !== null;
+    return topup.session_id === session_id && topup.state === "open" && state !== "open";
   });
 }
 

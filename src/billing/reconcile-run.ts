@@ -3,21 +3,25 @@ import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 
-import type { Merged, Moved } from "./payments.ts";
+import type { Merged, Moved } from "./move-ledger.ts";
 import type { Stripe } from "./stripe.ts";
 
 /** A session is asked for moments after its top-up; two clocks differ by less than this. */
 const CLOCKS_DIFFER_MS = 3_600_000;
 
+export const DISAGREEMENT_KINDS = [
+  "not_credited",
+  "unknown_to_stripe",
+  "amount_differs",
+  "refund_differs",
+  "dispute_differs",
+  "no_session",
+  "unreadable",
+] as const;
+
 export interface Disagreement {
-  readonly kind:
-    | "not_credited"
-    | "unknown_to_stripe"
-    | "amount_differs"
-    | "refund_differs"
-    | "dispute_differs"
-    | "no_session";
-  /** pi_…, or topup_… where there is no payment. */
+  readonly kind: (typeof DISAGREEMENT_KINDS)[number];
+  /** pi_…, or topup_… where there is no payment, or the id of what cannot be read. */
   readonly id: string;
   readonly message: string;
 }
@@ -65,10 +69,23 @@ export function createRun(parts: ReconcileParts, since: Date, dryRun: boolean) {
       disagreements.set(`${kind} ${id}`, { kind, id, message });
     },
     repairedBy: (what: string) => void repaired.add(what),
-    /** Commits what `merge` does, or only looks at what it would do. */
-    async apply(id: string, merge: (tx: Sql) => Promise<Merged | null>): Promise<void> {
-      const merged = await (dryRun ? rolledBack(parts.db, merge) : parts.db.transaction(merge));
+    /** Commits what `merge` does, or only looks at what it would do. `source`: what it read, where that is not `id`. */
+    async apply(id: string, merge: (tx: Sql) => Promise<Merged | null>, source = id): Promise<void> {
+      let merged: Merged | null;
+      try {
+        merged = await (dryRun ? rolledBack(parts.db, merge) : parts.db.transaction(merge));
+      } catch (error) {
+        // Whatever is the matter with this one, the others are compared. If it is the database, the next list meets it.
+        this.checkpoint();
+        parts.log.error({ id, source, err: error }, "reconciliation could not take this in");
+        this.disagree("unreadable", source, error instanceof Error ? error.message : String(error));
+        return;
+      }
       if (!merged) return;
+      if (merged.unreadable !== null) {
+        this.disagree("unreadable", source, merged.unreadable);
+        return;
+      }
       if (merged.problem !== null) this.disagree("not_credited", id, merged.problem);
       if (merged.outcome === "nothing new" || merged.outcome.startsWith("ignored")) return;
       repaired.add(`${id}: ${merged.outcome}`);

@@ -4,7 +4,8 @@
  */
 import { mils, usdText } from "#contract/mils.ts";
 
-import { type Facts, factsOfDispute, factsOfSession, HANDLED_EVENT_TYPES, parseEvent } from "./events.ts";
+import { HANDLED_EVENT_TYPES, parseEvent } from "./events.ts";
+import { type Facts, factsOfDispute, factsOfRefund, factsOfSession, paymentOf } from "./facts.ts";
 import { mergeFacts } from "./payments.ts";
 import {
   closeWithoutSession,
@@ -13,6 +14,8 @@ import {
   knownPayments,
   needsMerge,
   openDisputes,
+  refundedPayments,
+  unreadEvents,
   unresolvedProblems,
   unseenEvents,
   withoutSession,
@@ -43,12 +46,15 @@ export async function reconcile(
   await compareCredits(run, paid);
   await closeTopupsWithoutSession(run);
   for (const { id, problem } of await unresolvedProblems(parts.db)) run.disagree("not_credited", id, problem);
+  for (const { id, type, why } of await unreadEvents(parts.db, RECONCILE_DAYS_MAX)) {
+    run.disagree("unreadable", id, `${type}: ${why}`);
+  }
   return run.report();
 }
 
 const subjectOf = (facts: Facts, otherwise: string): string => {
-  if (facts.kind === "refund" || facts.kind === "dispute") return facts.payment_id;
-  return facts.kind === "session" ? (facts.payment?.id ?? facts.topup_id ?? facts.session_id) : otherwise;
+  if (facts.kind === "session") return facts.payment?.id ?? facts.topup_id ?? facts.session_id;
+  return facts.kind === "none" ? otherwise : (facts.payment_id ?? otherwise);
 };
 
 async function replayEvents(run: Run): Promise<void> {
@@ -65,19 +71,16 @@ async function replayEvents(run: Run): Promise<void> {
     );
     for (const listed of page.filter(({ id }) => unseen.has(id))) {
       const event = parseEvent(listed);
-      if (!event) throw new Error(`Stripe lists ${listed.id}, which is no event`);
+      if (!event) {
+        run.disagree("unreadable", listed.id, "Stripe lists it, and it is no event");
+        continue;
+      }
       run.missed();
       const object: unknown = event.data.object;
       const id = typeof object === "object" && object !== null && "id" in object ? String(object.id) : event.id;
-      await run.apply(paymentOf(object) ?? id, (tx) => takeEventIn(tx, event));
+      await run.apply(paymentOf(object) ?? id, (tx) => takeEventIn(tx, event), event.id);
     }
   }
-}
-
-/** Sessions, charges and disputes name their payment in the same way. */
-function paymentOf(object: unknown): string | null {
-  if (typeof object !== "object" || object === null || !("payment_intent" in object)) return null;
-  return typeof object.payment_intent === "string" ? object.payment_intent : null;
 }
 
 /** Gives the payments that Stripe says are paid. */
@@ -88,6 +91,7 @@ async function compareSessions(run: Run): Promise<Set<string>> {
     run.checkpoint();
     run.looked_at.sessions += page.length;
     const facts = page.map((session) => factsOfSession(session));
+    await applyUnreadable(run, page, facts);
     for (const one of await needsMerge(run.db, facts)) {
       await run.apply(subjectOf(one, ""), (tx) => mergeFacts(tx, one, null));
     }
@@ -104,14 +108,22 @@ async function compareSessions(run: Run): Promise<Set<string>> {
   return paid;
 }
 
-function compareAmount(run: Run, known: KnownPayment | undefined, cents: number): void {
+/** Those that cannot be read are named, where they may be about our money. */
+async function applyUnreadable(run: Run, page: readonly { id: string }[], facts: readonly Facts[]): Promise<void> {
+  for (const [index, one] of facts.entries()) {
+    if (one.kind === "unreadable") await run.apply(page[index]?.id ?? "", (tx) => mergeFacts(tx, one, null));
+  }
+}
+
+function compareAmount(run: Run, known: Pick<KnownPayment, "id" | "credited_mils"> | undefined, cents: number): void {
   if (!known || known.credited_mils === 0n || known.credited_mils === BigInt(cents) * 100n) return;
   const ours = usdText(known.credited_mils);
   run.disagree("amount_differs", known.id, `we credited $${ours}, Stripe received $${usdText(mils(cents * 100))}`);
 }
 
+/** Each refund that Stripe lists, and all of those payments whose refunds may have failed since. */
 async function compareRefunds(run: Run): Promise<void> {
-  const refunded = new Set<string>();
+  const refunded = new Set<string>(await refundedPayments(run.db));
   for await (const page of pagesOf(run.stripe.refunds.list({ created: run.created, limit: PAGE }))) {
     run.checkpoint();
     run.looked_at.refunds += page.length;
@@ -119,24 +131,38 @@ async function compareRefunds(run: Run): Promise<void> {
   }
   for (const payment of (await knownPayments(run.db, [...refunded])).values()) {
     run.checkpoint();
-    let total = 0;
-    for await (const { status, amount } of run.stripe.refunds.list({ payment_intent: payment.id, limit: PAGE })) {
-      if (status !== "failed" && status !== "canceled") total += amount;
-    }
-    if (total > payment.refunded_cents) {
-      const facts: Facts = { kind: "refund", payment_id: payment.id, topup_id: null, refunded_cents: total };
-      await run.apply(payment.id, (tx) => mergeFacts(tx, facts, null));
-    } else if (total < payment.refunded_cents) {
-      const [ours, theirs] = [payment.refunded_cents, total].map((cents) => usdText(mils(cents * 100)));
-      run.disagree("refund_differs", payment.id, `we count $${ours} as refunded, Stripe $${theirs}: a refund failed`);
+    await compareRefundsOf(run, payment);
+  }
+}
+
+async function compareRefundsOf(run: Run, payment: KnownPayment): Promise<void> {
+  let total = 0n;
+  let repaired = false;
+  const list = run.stripe.refunds.list({ payment_intent: payment.id, limit: PAGE });
+  for await (const page of pagesOf(list)) {
+    const facts = page.map(factsOfRefund);
+    await applyUnreadable(run, page, facts);
+    for (const one of facts) {
+      if (one.kind !== "refund") continue;
+      if (one.state !== "failed") total += BigInt(one.amount_cents);
+      const known = payment.refunds[one.refund_id];
+      if (known === one.state || known === "failed") continue;
+      repaired = true;
+      await run.apply(payment.id, (tx) => mergeFacts(tx, one, null));
     }
   }
+  // After a repair the sum is another one; the next look compares it.
+  if (repaired || total === payment.refunded_cents) return;
+  const [ours, theirs] = [payment.refunded_cents, total].map((cents) => usdText(mils(cents * 100n)));
+  run.disagree("refund_differs", payment.id, `we count $${ours} as refunded, Stripe $${theirs}`);
 }
 
 async function compareDisputes(run: Run): Promise<void> {
   const ours = new Set((await openDisputes(run.db)).map(({ id }) => id));
   const compare = async (page: readonly Stripe.Dispute[]): Promise<void> => {
-    const facts = page.map(factsOfDispute).filter((one) => one.kind === "dispute");
+    const read = page.map(factsOfDispute);
+    await applyUnreadable(run, page, read);
+    const facts = read.filter((one) => one.kind === "dispute");
     const known = await knownPayments(
       run.db,
       facts.map(({ payment_id }) => payment_id),

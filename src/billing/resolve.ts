@@ -1,10 +1,10 @@
 /** What an operator decides about money that Stripe holds and that could not be credited by itself. */
 import { ApiError } from "#contract/errors.ts";
 import { newTopupId, type RandomBytes } from "#contract/ids.ts";
+import { recordAction } from "#ledger/operator-actions.ts";
 import type { Database } from "#platform/database.ts";
 
-import { recordAction } from "./operator.ts";
-import { lockPayment, moveLedger } from "./payments.ts";
+import { lockPayment, moveLedger } from "./move-ledger.ts";
 
 export interface Resolution {
   readonly payment_id: string;
@@ -42,7 +42,11 @@ export function resolvePayment(db: Database, r: Resolution, random: RandomBytes)
         [topup_id, r.credit_to, `operator ${r.operator}`, payment.paid_cents],
       );
       await tx.query(`UPDATE payments SET topup_id = $2 WHERE id = $1`, [payment.id, topup_id]);
-      ({ outcome } = await moveLedger(tx, { ...payment, topup_id, problem: null, resolution: null }, null, null));
+      ({ outcome } = await moveLedger(
+        tx,
+        { ...payment, topup_id, problem: null, resolution: null },
+        { eventId: null, said: null },
+      ));
     }
     await tx.query(`UPDATE payments SET problem = NULL, resolution = $2 WHERE id = $1`, [payment.id, r.reason]);
     await recordAction(tx, {

@@ -2,11 +2,13 @@
 import { ApiError } from "#contract/errors.ts";
 import type { Sql } from "#platform/database.ts";
 
-import { paymentsUnavailable, type Stripe } from "./stripe.ts";
+import { createOnce, paymentsUnavailable, type Stripe } from "./stripe.ts";
 
 /**
  * The customer's id at Stripe. Safe to call at once and again: Stripe answers the same idempotency key with the same
  * customer, and the first id to be stored stays. Call it outside of a transaction, because it waits for Stripe.
+ * `attempt` names what needs the customer (a top-up): where Stripe keeps a failure under the customer's own key, or the
+ * e-mail has changed since, each such attempt has another key.
  * Throws ApiError(payments_unavailable), ApiError(not_found).
  */
 export async function ensureStripeCustomer(
@@ -14,10 +16,12 @@ export async function ensureStripeCustomer(
   stripe: Stripe,
   customerId: string,
   email: string | null,
+  attempt = "2",
 ): Promise<string> {
   const known = await stripeCustomerOf(sql, customerId);
   if (known !== null) return known;
-  const made = await createCustomer(stripe, customerId, email, `customer-${customerId}`);
+  const key = `customer-${customerId}`;
+  const made = await createCustomer(stripe, customerId, email, [key, `${key}-${attempt}`]);
   return storeStripeCustomer(sql, customerId, null, made);
 }
 
@@ -31,10 +35,12 @@ export async function replaceStripeCustomer(
   customerId: string,
   email: string | null,
   missing: string,
+  attempt = "2",
 ): Promise<string> {
   const known = await stripeCustomerOf(sql, customerId);
   if (known !== null && known !== missing) return known;
-  const made = await createCustomer(stripe, customerId, email, `customer-${customerId}-after-${missing}`);
+  const key = `customer-${customerId}-after-${missing}`;
+  const made = await createCustomer(stripe, customerId, email, [key, `${key}-${attempt}`]);
   return storeStripeCustomer(sql, customerId, missing, made);
 }
 
@@ -42,12 +48,12 @@ async function createCustomer(
   stripe: Stripe,
   customerId: string,
   email: string | null,
-  idempotencyKey: string,
+  keys: readonly [first: string, second: string],
 ): Promise<string> {
   try {
-    const { id } = await stripe.customers.create(
-      { metadata: { customer_id: customerId }, ...(email === null ? {} : { email }) },
-      { idempotencyKey },
+    // A second customer at Stripe that nobody uses does no harm.
+    const { id } = await createOnce(keys, (options) =>
+      stripe.customers.create({ metadata: { customer_id: customerId }, ...(email === null ? {} : { email }) }, options),
     );
     return id;
   } catch (error) {

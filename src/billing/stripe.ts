@@ -63,5 +63,26 @@ export function isMissingAtStripe(error: unknown, param?: string): boolean {
 }
 
 export function isIdempotencyMismatch(error: unknown): boolean {
-  return error instanceof Stripe.errors.StripeIdempotencyError;
+  return error instanceof Stripe.errors.StripeIdempotencyError && error.code !== "idempotency_key_in_use";
 }
+
+/**
+ * A creation under an idempotency key, and where that key is of no use any more, once under another one. Stripe keeps what
+ * it answered for a day, a 5xx too, and refuses a key whose parameters have changed. The first attempt may have made
+ * something; so only for what may be there twice without harm.
+ */
+export async function createOnce<T>(
+  keys: readonly [first: string, second: string],
+  create: (options: { readonly idempotencyKey: string }) => Promise<T>,
+): Promise<T> {
+  const [first, second] = keys;
+  try {
+    return await create({ idempotencyKey: first });
+  } catch (error) {
+    if (!isIdempotencyMismatch(error) && !isServerError(error)) throw error;
+    return await create({ idempotencyKey: second });
+  }
+}
+
+const isServerError = (error: unknown): boolean =>
+  error instanceof Stripe.errors.StripeError && (error.statusCode ?? 0) >= 500;

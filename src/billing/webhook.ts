@@ -24,32 +24,55 @@ export function verifyWebhook({ body, signature }: SignedBody, secrets: readonly
   const timestamp = /^t=(\d{1,12})$/.exec(timestamps[0] ?? "")?.[1];
   // One and no more, or it would be open which of them was signed.
   if (signature === undefined || timestamp === undefined || timestamps.length !== 1) throw rejected("signature");
-  if (!secrets.some((secret) => isSigned(body, signature, secret))) throw rejected("signature");
+  if (body.length === 0) throw noEvent();
+  const text = textOf(body);
+  if (text === null || !secrets.some((secret) => isSigned(text, signature, secret))) throw rejected("signature");
   const age = Math.floor(nowMs / 1000) - Number(timestamp);
   if (age > AGE_MAX_S || age < -AHEAD_MAX_S) throw rejected("timestamp");
-  const event = parseEvent(jsonOf(body));
-  if (!event) throw new ApiError("webhook_rejected", "expected an event of Stripe's API");
+  const event = parseEvent(jsonOf(text));
+  if (!event) throw noEvent();
   return event;
 }
 
-function isSigned(body: Buffer, signature: string, secret: string): boolean {
+/**
+ * One reading of the bytes for signature and content alike, in which nothing is dropped (a byte order mark) or replaced
+ * (what is not UTF-8): what is parsed is what was signed. Null where they are no text; Stripe signs none such.
+ */
+function textOf(body: Buffer): string | null {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(body);
+  } catch {
+    return null;
+  }
+}
+
+function isSigned(text: string, signature: string, secret: string): boolean {
   try {
     // The age is checked by the caller, on both sides; 0 leaves it out here.
-    return Stripe.webhooks.signature?.verifyHeader(body, signature, secret, 0) ?? false;
+    return Stripe.webhooks.signature?.verifyHeader(text, signature, secret, 0) ?? false;
   } catch (error) {
     if (error instanceof Stripe.errors.StripeSignatureVerificationError) return false;
     throw error;
   }
 }
 
-function jsonOf(body: Buffer): unknown {
+function jsonOf(text: string): unknown {
   try {
-    return JSON.parse(body.toString("utf8"));
+    return JSON.parse(text);
   } catch {
     return null; // signed and no JSON: refused as no event
   }
 }
 
+const noEvent = (): ApiError => new ApiError("webhook_rejected", "expected an event of Stripe's API");
+
+/** The same for everybody who is refused: nothing of what came close. */
+const EXPECTED = {
+  signature:
+    "expected the header Stripe-Signature (t=<epoch seconds>,v1=<hex>), made of exactly this body with this endpoint's secret",
+  timestamp: `expected one that is at most ${AGE_MAX_S} s old and at most ${AHEAD_MAX_S} s ahead`,
+} as const;
+
 function rejected(what: "signature" | "timestamp"): ApiError {
-  return new ApiError("webhook_rejected", `the ${what} of this webhook is not valid`);
+  return new ApiError("webhook_rejected", `the ${what} of this webhook is not valid: ${EXPECTED[what]}`);
 }

@@ -15,7 +15,7 @@ import { stopAll } from "#platform/lifecycle.ts";
 import { createLog } from "#platform/log.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
-import { openDatabase, type Parts } from "./context.ts";
+import { forbiddenByRights, openDatabase, type Parts } from "./context.ts";
 import { makeFolders } from "./folders.ts";
 import { findPortHolder, isFree } from "./ports.ts";
 import { findRunningServer } from "./running-server.ts";
@@ -143,6 +143,8 @@ async function checkDatabase(config: Config): Promise<string> {
       throw new UserError(`the books do not balance (${disagreements.length}); keep the database as it is\n${shown}`);
     }
     return `PostgreSQL ${row?.version}${embedded ? " (embedded)" : ""}, the books balance`;
+  } catch (error) {
+    throw forbiddenByRights(error) ?? error;
   } finally {
     await stopAll(parts, log);
   }

@@ -9,7 +9,7 @@ import { createDatabase, type Database } from "#platform/database.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { type Service, stopAll, untilToldToStop } from "#platform/lifecycle.ts";
 import { createLog, type Log } from "#platform/log.ts";
-import { migrate, missingMigrations } from "#platform/migrate.ts";
+import { migrate, type SchemaState, schemaState } from "#platform/migrate.ts";
 import { isOwner, missingRights, type Part } from "#platform/roles.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { openQueues } from "#queue/open-queues.ts";
@@ -31,15 +31,24 @@ export interface OpenDatabase {
   readonly owned: boolean;
 }
 
+export interface OpenOptions {
+  readonly onStep?: (step: string) => void;
+  /**
+   * Whether the owner brings a schema that is behind to the newest version. Not for commands: a server of the version
+   * before may be running on it. An empty database gets its schema from anybody.
+   */
+  readonly upgrade?: boolean;
+}
+
 /**
- * The database of DATABASE_URL, or the embedded one, at the newest schema: the owner brings it there, every other role
- * insists on it. Adds what must be stopped to `parts`.
+ * The database of DATABASE_URL, or the embedded one, at exactly the schema that this version knows. Adds what must be
+ * stopped to `parts`. Throws UserError that says what to do where the schema is another.
  */
 export async function openDatabase(
   config: Config,
   log: Log,
   parts: Parts,
-  onStep: (step: string) => void = () => undefined,
+  { onStep = () => undefined, upgrade = false }: OpenOptions = {},
 ): Promise<OpenDatabase> {
   const embedded =
     config.DATABASE_URL === undefined ? await openEmbeddedPostgres({ dataDir: config.DATA_DIR, log, onStep }) : null;
@@ -50,24 +59,46 @@ export async function openDatabase(
   const owned = await isOwner(db).catch((error: unknown) => {
     throw unreachable(error) ?? error;
   });
-  if (owned) await migrate(url, log);
-  else await requireSchema(db);
+  const { empty, missing, unknown } = await readSchemaState(db);
+  if (unknown.length > 0) {
+    throw new UserError(
+      `A newer version of Dream Engine has migrated this database: this one does not know ${unknown.join(", ")}.\n` +
+        "Use that version, or one after it.",
+    );
+  }
+  if (missing.length > 0) {
+    if (!owned) throw mayNotMigrate(empty, missing);
+    if (!empty && !upgrade) throw behind(missing);
+    await migrate(url, log);
+  }
   return { db, url, embedded, owned };
 }
 
-async function requireSchema(db: Database): Promise<void> {
-  const missing = await missingMigrations(db).catch((error: unknown) => {
+async function readSchemaState(db: Database): Promise<SchemaState> {
+  return await schemaState(db).catch((error: unknown) => {
     // 42P01: to a role that may not use the schema, nothing in it exists.
     if (!["42501", "42P01"].includes(errorCode(error) ?? "")) throw error;
     throw new UserError(
       "The role in DATABASE_URL has no rights in this database. As its owner, run\n" +
-        "  dream-engine database grant <role> --as gateway|settlement|scheduler",
+        "  dream-engine database grant <role> --as gateway|settlement|scheduler\n" +
+        "for a role of that process alone.",
       { cause: error },
     );
   });
-  if (missing.length === 0) return;
-  throw new UserError(
-    `This database lacks ${missing.join(", ")}, and the role in DATABASE_URL may not migrate it. As its owner, run\n` +
+}
+
+function mayNotMigrate(empty: boolean, missing: readonly string[]): UserError {
+  const what = empty ? "has no schema yet" : `lacks ${missing.join(", ")}`;
+  return new UserError(
+    `This database ${what}, and the role in DATABASE_URL may not migrate it. As the owner of the schema, run\n` +
+      "  dream-engine database migrate",
+  );
+}
+
+function behind(missing: readonly string[]): UserError {
+  return new UserError(
+    `This database is of an older version: it lacks ${missing.join(", ")}. Commands leave it as it is, because a server\n` +
+      "of that version may be running on it. `npm start` of this version brings it up to date, or\n" +
       "  dream-engine database migrate",
   );
 }
@@ -77,10 +108,23 @@ async function requireRights(db: Database, part: Part): Promise<void> {
   const missing = await missingRights(db, part);
   if (missing.length === 0) return;
   const [row] = await db.query<{ role: string }>("SELECT current_user AS role");
+  const lacks = `The role in DATABASE_URL may not do what a ${part} has to: it lacks ${missing.join("; ")}.\n`;
+  const other = await otherPartOf(db, part);
   throw new UserError(
-    `The role in DATABASE_URL may not do what a ${part} has to: it lacks ${missing.join("; ")}.\n` +
-      `As the database's owner, run\n  dream-engine database grant ${row?.role} --as ${part}`,
+    other === null
+      ? `${lacks}As the database's owner, run\n  dream-engine database grant ${row?.role} --as ${part}`
+      : `${lacks}${row?.role} is the role of a ${other}, which would lose its rights to a grant: give this ${part} a role of\n` +
+          "its own. As the database's owner, make one (CREATE ROLE … LOGIN PASSWORD '…') and run\n" +
+          `  dream-engine database grant <that role> --as ${part}`,
   );
+}
+
+/** Whose role this is: one with rights of several has been granted those of the greatest. */
+async function otherPartOf(db: Database, part: Part): Promise<Part | null> {
+  for (const other of ["gateway", "scheduler", "settlement"] as const) {
+    if (other !== part && (await missingRights(db, other)).length === 0) return other;
+  }
+  return null;
 }
 
 /** What gateway, scheduler and settlement worker share as separate deployments: the database and the queue. */
@@ -91,7 +135,7 @@ export async function openShared(
   parts: Parts,
 ): Promise<{ readonly db: Database; readonly queues: QueueSystem }> {
   requireDatabaseUrl(config);
-  const { db, url, owned } = await openDatabase(config, log, parts);
+  const { db, url, owned } = await openDatabase(config, log, parts, { upgrade: true });
   if (!owned) await requireRights(db, part);
   const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: owned, log });
   parts.push(["queues", queues]);
@@ -132,15 +176,29 @@ export async function openBlobs(config: Config): Promise<BlobStore> {
 }
 
 /** For commands that do one thing and end: quiet unless asked, and everything is closed whatever happens. */
-export async function withDatabase<T>(run: (open: OpenDatabase, config: Config) => Promise<T>): Promise<T> {
+export async function withDatabase<T>(
+  run: (open: OpenDatabase, config: Config) => Promise<T>,
+  options: Pick<OpenOptions, "upgrade"> = {},
+): Promise<T> {
   const config = readConfig(process.env);
   const log = createLog("cli", process.env["LOG_LEVEL"] === undefined ? "warn" : config.LOG_LEVEL);
   const parts: Parts = [];
   try {
-    return await run(await openDatabase(config, log, parts), config);
+    return await run(await openDatabase(config, log, parts, options), config);
+  } catch (error) {
+    throw forbiddenByRights(error) ?? error;
   } finally {
     await stopAll(parts, log);
   }
+}
+
+/** What a person who may use the owner's DATABASE_URL can solve; null for anything else. */
+export function forbiddenByRights(error: unknown): UserError | null {
+  if (!(error instanceof Error) || errorCode(error) !== "42501") return null;
+  return new UserError(
+    `The role in DATABASE_URL may not do this (${error.message}). Run the command with the owner's DATABASE_URL.`,
+    { cause: error },
+  );
 }
 
 /** For one role of a separate deployment: runs until it is told to stop, or until a part fails for good. */

@@ -2,6 +2,7 @@
 import { ApiError } from "#contract/errors.ts";
 import { BundleError } from "#platform/bundles.ts";
 import { ConfigError } from "#platform/config.ts";
+import { errorCode } from "#platform/error-code.ts";
 import { withoutSecrets } from "#platform/log.ts";
 
 import { UserError } from "./user-error.ts";
@@ -10,6 +11,12 @@ import { UserError } from "./user-error.ts";
 const EXPECTED = [UserError, ConfigError, BundleError, ApiError, RangeError];
 
 export async function endWith(work: Promise<unknown>): Promise<void> {
+  for (const stream of [process.stdout, process.stderr]) {
+    // A reader that has seen enough (`| head`) is no reason to break off what is being done, nor for a stack.
+    stream.on("error", (error) => {
+      if (errorCode(error) !== "EPIPE") throw error;
+    });
+  }
   try {
     await work;
     process.exitCode ??= 0;

@@ -1,5 +1,5 @@
 /** `dream-engine <command>`: the one entry of every process. Each command's file is a composition root. */
-import { Command } from "commander";
+import { Command, Help, type Option } from "commander";
 
 import { addBilling } from "./commands/billing.ts";
 import { addCredits } from "./commands/credits.ts";
@@ -19,7 +19,8 @@ import { endWith } from "./end.ts";
 
 const program = new Command("dream-engine")
   .description("Action-conditioned video world models: serving, keys, credits")
-  .showHelpAfterError("(--help says what is expected)");
+  .showHelpAfterError("(--help says what is expected)")
+  .configureHelp({ optionDescription: describeOption });
 
 for (const add of [
   addServe,
@@ -38,6 +39,12 @@ for (const add of [
   addDoctor,
 ]) {
   add(program);
+}
+
+/** Commander's own text does not say which options a command cannot do without. */
+function describeOption(option: Option): string {
+  const text = new Help().optionDescription(option);
+  return option.mandatory ? `${text} (required)` : text;
 }
 
 await endWith(program.parseAsync());

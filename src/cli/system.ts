@@ -64,7 +64,15 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
   const clock = systemClock;
   const manifests = await loadManifests(config.MODELS_DIR);
   await preflight(config, manifests);
-  const { db, url: ownerUrl, embedded, owned } = await openDatabase(config, log, parts, (step) => steps.begin(step));
+  const {
+    db,
+    url: ownerUrl,
+    embedded,
+    owned,
+  } = await openDatabase(config, log, parts, {
+    onStep: (step) => steps.begin(step),
+    upgrade: true,
+  });
   if (!owned) {
     throw new UserError(
       "`serve` makes database roles for its parts and workers: DATABASE_URL has to name the schema's owner.\n" +

@@ -19,7 +19,6 @@ const STATUS_OF = {
   model_not_found: 404,
   rollout_not_found: 404,
   method_not_allowed: 405,
-  customer_exists: 409,
   last_key: 409,
   too_many_keys: 409,
   payload_too_large: 413,

@@ -153,7 +153,6 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   addMetricsRoute(app, parts);
   addReadinessRoute(app, parts);
   addVideoRoute(app, parts);
-  addStripeWebhookRoute(app, parts);
   addTopupPages(app);
   addModelScopedRoutes(app, parts);
   await app.register(
@@ -211,4 +210,5 @@ function addModelScopedRoutes(app: FastifyInstance, parts: RouteParts): void {
   addKeyRoutes(app, parts);
   addSignupRoute(app, parts);
   addStatementRoute(app, parts);
+  addStripeWebhookRoute(app, parts);
 }

@@ -28,6 +28,8 @@ export async function startGateway(
   const { port: bound } = app.server.address() as AddressInfo; // a server that listens on TCP has one
   const url = `http://${host.includes(":") ? `[${host}]` : host}:${bound}`;
   log.info({ url }, "gateway listens");
+  const problem = halfOfStripe(options.config);
+  if (problem !== null) log.warn(problem);
 
   async function stop(): Promise<void> {
     gateway.drain();
@@ -46,3 +48,14 @@ export async function startGateway(
 }
 
 const LAST_ANSWERS_MS = 2_000;
+
+/** What an operator should know who has set one of Stripe's two settings and not the other; null where there is nothing. */
+export function halfOfStripe(config: GatewayOptions["config"]): string | null {
+  const { STRIPE_SECRET_KEY: key, STRIPE_WEBHOOK_SECRET: secret } = config;
+  if ((key === undefined) === (secret === undefined)) return null;
+  const [set, unset] =
+    secret === undefined
+      ? ["STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"]
+      : ["STRIPE_WEBHOOK_SECRET", "STRIPE_SECRET_KEY"];
+  return `${set} is set and ${unset} is not: nobody can top up by card until both are`;
+}

@@ -11,7 +11,7 @@ const DATE = /^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d{1,3})?)?(Z|[+-]\d{2}:\
  */
 export function parseExpiry(text: string, nowMs: number): Date {
   const days = /^(\d{1,5})d$/.exec(text)?.[1];
-  const atMs = days === undefined ? (DATE.test(text) ? dateMs(text) : Number.NaN) : nowMs + Number(days) * DAY_MS;
+  const atMs = days === undefined ? momentMs(text) : nowMs + Number(days) * DAY_MS;
   if (!Number.isFinite(atMs)) {
     throw new RangeError(`expected days from now such as 30d, or a date such as 2030-12-31 or 2030-12-31T18:00Z`);
   }
@@ -20,9 +20,10 @@ export function parseExpiry(text: string, nowMs: number): Date {
   return new Date(atMs);
 }
 
-/** NaN for a day that its month does not have, which Date would move into the next one. */
-function dateMs(text: string): number {
+/** Epoch ms of a date (its first moment in UTC) or time with its zone; NaN for other text, and for a day that its month does not have. */
+export function momentMs(text: string): number {
+  if (!DATE.test(text)) return Number.NaN;
   const day = text.slice(0, 10);
-  const midnight = new Date(`${day}T00:00:00Z`);
+  const midnight = new Date(`${day}T00:00:00Z`); // moves such a day into the next month
   return !Number.isNaN(midnight.getTime()) && midnight.toISOString().startsWith(day) ? Date.parse(text) : Number.NaN;
 }

@@ -3,10 +3,11 @@ import { ApiError } from "#contract/errors.ts";
 import { type CustomerId, type KeyId, LOCAL_CUSTOMER, LOCAL_KEY, type RandomBytes } from "#contract/ids.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import { balanceOf, credit } from "#ledger/ledger.ts";
+import { recordAction } from "#ledger/operator-actions.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
-import { ensureCustomer } from "./customers.ts";
+import { emailSpelling, ensureCustomer } from "./customers.ts";
 import { type KeyTerms, lockOpenCustomer, type MintedKey, mintKey } from "./mint.ts";
 import { mintToken, readToken } from "./token.ts";
 
@@ -25,6 +26,8 @@ export interface NewKey extends KeyTerms {
   /** `cus_…` or an e-mail address; created when there is none of that name. */
   readonly customer: string;
   readonly initial_credits?: Mils;
+  /** Who gives the initial credits, for the record of it. */
+  readonly operator?: string;
 }
 
 export interface CreatedKey extends MintedKey {
@@ -45,6 +48,14 @@ export function createKey(db: Database, key: NewKey, random: RandomBytes): Promi
         amount: key.initial_credits,
         reference: `initial_${minted.key_id}`,
         detail: "initial credit",
+      });
+      await recordAction(tx, {
+        operator: key.operator ?? "dream-engine",
+        action: "keys create",
+        customer_id: customer.id,
+        reason: "initial credit",
+        reference: `initial_${minted.key_id}`,
+        details: { amount_mils: Number(key.initial_credits) },
       });
     }
     return {
@@ -97,6 +108,8 @@ export interface ListedKey {
   readonly key_id: KeyId;
   readonly customer_id: CustomerId;
   readonly email: string | null;
+  /** What the customer signed up with, which nobody has confirmed. */
+  readonly signup_email: string | null;
   readonly prefix: string;
   readonly label: string | null;
   readonly rate_per_s: number | null;
@@ -109,19 +122,31 @@ export interface ListedKey {
   readonly balance_mils: Mils;
 }
 
-/** Keys of one customer (id or e-mail address), or all; oldest first. */
+/** Of those that were revoked, the last ones only: rotation makes more of them every day. */
+export const REVOKED_LISTED_MAX = 100;
+
+const LISTED_KEY = `
+  SELECT k.id AS key_id, k.customer_id, c.email, c.signup_email, k.prefix, k.label, k.rate_per_s, k.burst,
+         k.created_at, u.last_used_at, k.expires_at, k.revoked_at, a.balance_mils
+    FROM api_keys k
+    LEFT JOIN api_key_usage u ON u.key_id = k.id
+    JOIN customers c ON c.id = k.customer_id
+    JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'`;
+
+const listedKeys = (whose: string): string => `
+  SELECT * FROM (
+    (${LISTED_KEY} WHERE ${whose} AND k.revoked_at IS NULL)
+    UNION ALL
+    (${LISTED_KEY} WHERE ${whose} AND k.revoked_at IS NOT NULL ORDER BY k.revoked_at DESC, k.id LIMIT ${REVOKED_LISTED_MAX})
+  ) listed ORDER BY created_at, key_id`;
+const ALL_KEYS = listedKeys("true");
+const KEYS_OF_CUSTOMER = listedKeys("(c.id = $1 OR c.email = $2)");
+
+/** Keys of one customer (id or e-mail address), or all; oldest first. Of revoked ones the last REVOKED_LISTED_MAX. */
 export function listKeys(sql: Sql, customer?: string): Promise<ListedKey[]> {
-  return sql.query<ListedKey>(
-    `SELECT k.id AS key_id, k.customer_id, c.email, k.prefix, k.label, k.rate_per_s, k.burst,
-            k.created_at, u.last_used_at, k.expires_at, k.revoked_at, a.balance_mils
-       FROM api_keys k
-       LEFT JOIN api_key_usage u ON u.key_id = k.id
-       JOIN customers c ON c.id = k.customer_id
-       JOIN accounts a ON a.customer_id = k.customer_id AND a.account = 'balance'
-      WHERE $1::text IS NULL OR c.id = $1 OR c.email = lower($1)
-      ORDER BY k.created_at, k.id`,
-    [customer ?? null],
-  );
+  return customer === undefined
+    ? sql.query<ListedKey>(ALL_KEYS)
+    : sql.query<ListedKey>(KEYS_OF_CUSTOMER, [customer, emailSpelling(customer)]);
 }
 
 /**
@@ -195,16 +220,18 @@ async function readLocalKey(sql: Sql): Promise<KeyIdentity | null> {
 }
 
 async function createLocalKey(tx: Sql, random: RandomBytes): Promise<void> {
-  const { created } = await ensureCustomer(tx, LOCAL_CUSTOMER, random);
-  if (!created) return; // by a request that came at the same time
-  // Nobody holds the token behind this hash, so the local key cannot be used with AUTH=on.
+  // An operator may have made the customer before, with a key or without.
+  await ensureCustomer(tx, LOCAL_CUSTOMER, random);
+  await lockOpenCustomer(tx, LOCAL_CUSTOMER);
+  // Nobody holds the token behind this hash, so the local key cannot be used with AUTH=on; nor does it make another that
+  // could (mintOwnKey).
   const { hash, prefix } = mintToken(random);
-  await tx.query(`INSERT INTO api_keys (id, customer_id, key_hash, prefix, label) VALUES ($1, $2, $3, $4, 'local')`, [
-    LOCAL_KEY,
-    LOCAL_CUSTOMER,
-    hash,
-    prefix,
-  ]);
+  const [made] = await tx.query(
+    `INSERT INTO api_keys (id, customer_id, key_hash, prefix, label) VALUES ($1, $2, $3, $4, 'local')
+     ON CONFLICT (id) DO NOTHING RETURNING id`,
+    [LOCAL_KEY, LOCAL_CUSTOMER, hash, prefix],
+  );
+  if (!made) return; // by a request that came at the same time, and the credit with it
   await credit(tx, {
     customer_id: LOCAL_CUSTOMER,
     amount: LOCAL_CREDIT,

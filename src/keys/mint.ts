@@ -56,7 +56,8 @@ export async function mintKey(
   return { api_key: token, key_id: keyId, prefix };
 }
 
-function checkLabel(label: string): void {
+/** Throws ApiError(invalid_input) for a label that is too long or not printable. */
+export function checkLabel(label: string): void {
   if (label.length > KEY_LABEL_CHARS_MAX || /\p{Cc}/u.test(label)) {
     throw new ApiError(
       "invalid_input",

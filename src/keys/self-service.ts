@@ -4,11 +4,11 @@
  * that was revoked a moment ago makes nothing and ends nothing.
  */
 import { ApiError } from "#contract/errors.ts";
-import { type CustomerId, type KeyId, LOCAL_KEY, type RandomBytes } from "#contract/ids.ts";
+import { type CustomerId, type KeyId, LOCAL_CUSTOMER, LOCAL_KEY, type RandomBytes } from "#contract/ids.ts";
 import { KEYS_PER_CUSTOMER_MAX } from "#contract/limits.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
-import { ensureCustomer } from "./customers.ts";
+import { addSignedUpCustomer } from "./customers.ts";
 import { unusableKey } from "./keys.ts";
 import { lockOpenCustomer, type MintedKey, mintKey } from "./mint.ts";
 
@@ -30,17 +30,24 @@ export interface OwnKey {
   readonly revoked_at: Date | null;
 }
 
-/** Keys shown at most: all that can be used, then the newest of the others. */
-const LISTED_MAX = 200;
+/** An operator may have made more than a customer can. */
+const USABLE_LISTED_MAX = 200;
+/** Of those that cannot be used, the newest. */
+const OTHERS_LISTED_MAX = 50;
 
-const USABLE = `k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true)`;
+/** As the index api_keys_usable has it. */
+const USABLE = `k.revoked_at IS NULL AND coalesce(k.expires_at, 'infinity') > now()`;
 const OWN_KEY = `
   SELECT k.id AS key_id, k.prefix, k.label, k.rate_per_s, k.burst, k.created_at, u.last_used_at, k.expires_at, k.revoked_at
     FROM api_keys k LEFT JOIN api_key_usage u ON u.key_id = k.id`;
 
 export function keysOfCustomer(sql: Sql, customerId: CustomerId): Promise<OwnKey[]> {
   return sql.query<OwnKey>(
-    `${OWN_KEY} WHERE k.customer_id = $1 ORDER BY (${USABLE}) DESC, k.created_at DESC, k.id LIMIT ${LISTED_MAX}`,
+    `SELECT k.* FROM (
+       (${OWN_KEY} WHERE k.customer_id = $1 AND ${USABLE} ORDER BY k.created_at DESC, k.id LIMIT ${USABLE_LISTED_MAX})
+       UNION ALL
+       (${OWN_KEY} WHERE k.customer_id = $1 AND NOT (${USABLE}) ORDER BY k.created_at DESC, k.id LIMIT ${OTHERS_LISTED_MAX})
+     ) k ORDER BY (${USABLE}) DESC, k.created_at DESC, k.key_id`,
     [customerId],
   );
 }
@@ -48,7 +55,7 @@ export function keysOfCustomer(sql: Sql, customerId: CustomerId): Promise<OwnKey
 /**
  * One more key on the same balance, under the asking key's own limits. It never outlives the asking one: an operator who
  * gave a key an end gave it to whatever the key makes. Throws ApiError: too_many_keys, invalid_input, revoked_key,
- * expired_key, forbidden (a closed customer).
+ * expired_key, forbidden (a closed customer, or the built-in one).
  */
 export function mintOwnKey(
   db: Database,
@@ -56,6 +63,7 @@ export function mintOwnKey(
   wanted: { readonly label?: string | undefined; readonly expires_at?: Date | undefined },
   random: RandomBytes,
 ): Promise<MintedKey & { readonly key: OwnKey }> {
+  if (asking.customer_id === LOCAL_CUSTOMER) return Promise.reject(noKeysOfLocalCustomer());
   return db.transaction(async (tx) => {
     await lockOpenCustomer(tx, asking.customer_id);
     const { rate_per_s, burst, expires_at: lastDay } = await usableAsking(tx, asking);
@@ -82,6 +90,14 @@ export function mintOwnKey(
     return { ...minted, key: await readOwn(tx, asking.customer_id, minted.key_id) };
   });
 }
+
+/** Its credit is the gift of a server with AUTH=off, where nobody says who they are; a key would carry it to one with AUTH=on. */
+const noKeysOfLocalCustomer = (): ApiError =>
+  new ApiError(
+    "forbidden",
+    "the built-in customer of a server with AUTH=off makes no keys; its operator makes some for another customer with: " +
+      "dream-engine keys create --customer <e-mail>",
+  );
 
 /**
  * Ends a key of the same customer, the asking one included; from then on no debit commits for it (see revokeKey). Again:
@@ -133,10 +149,12 @@ async function usableAsking(tx: Sql, { key_id }: Asking): Promise<AskingRow> {
   return row;
 }
 
+/** As many as anybody here counts. */
 async function usableKeys(tx: Sql, customerId: CustomerId): Promise<KeyId[]> {
-  const rows = await tx.query<{ id: KeyId }>(`SELECT k.id FROM api_keys k WHERE k.customer_id = $1 AND ${USABLE}`, [
-    customerId,
-  ]);
+  const rows = await tx.query<{ id: KeyId }>(
+    `SELECT k.id FROM api_keys k WHERE k.customer_id = $1 AND ${USABLE} LIMIT ${KEYS_PER_CUSTOMER_MAX}`,
+    [customerId],
+  );
   return rows.map(({ id }) => id);
 }
 
@@ -151,8 +169,8 @@ async function readOwn(tx: Sql, customerId: CustomerId, keyId: string): Promise<
 }
 
 /**
- * A new customer with its first key. An address that is a customer's already gets no key, or it would be one to somebody
- * else's balance: ApiError(customer_exists).
+ * A new customer with its first key, always: the address is on record as unconfirmed, gives no key to anybody's balance and
+ * takes the name from nobody (customers.ts). Throws ApiError(invalid_input) for a label that is too long or not printable.
  */
 export function signUp(
   db: Database,
@@ -160,13 +178,7 @@ export function signUp(
   random: RandomBytes,
 ): Promise<MintedKey & { readonly customer_id: CustomerId }> {
   return db.transaction(async (tx) => {
-    const { id, created } = await ensureCustomer(tx, email, random);
-    if (!created) {
-      throw new ApiError(
-        "customer_exists",
-        "there is a customer of that e-mail address; make further keys with POST /v1/keys and one that you have",
-      );
-    }
-    return { ...(await mintKey(tx, id, { label }, random)), customer_id: id };
+    const customer_id = await addSignedUpCustomer(tx, email, random);
+    return { ...(await mintKey(tx, customer_id, { label }, random)), customer_id };
   });
 }

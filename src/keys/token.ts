@@ -14,7 +14,7 @@ const RANDOM_CHARS = 36;
 const CHECKSUM_CHARS = 7;
 const TOKEN_CHARS = SCHEME.length + RANDOM_CHARS + CHECKSUM_CHARS;
 /** Shown in listings to recognise a key by; short enough that the log's secret filter lets it pass. */
-const PREFIX_CHARS = SCHEME.length + 7;
+export const PREFIX_CHARS = SCHEME.length + 7;
 
 export interface MintedToken {
   /** The secret itself: shown once, never stored. */
@@ -39,7 +39,8 @@ export type ReadToken = { readonly ok: true; readonly hash: Buffer } | { readonl
 export function readToken(text: string): ReadToken {
   if (!text.startsWith(SCHEME)) return { ok: false, problem: `must start with ${SCHEME}` };
   if (text.length !== TOKEN_CHARS) {
-    return { ok: false, problem: `must have ${TOKEN_CHARS} characters, got ${text.length}: was it cut off?` };
+    const cutOff = text.length < TOKEN_CHARS ? ": was it cut off?" : "";
+    return { ok: false, problem: `must have ${TOKEN_CHARS} characters, got ${text.length}${cutOff}` };
   }
   const body = text.slice(SCHEME.length, SCHEME.length + RANDOM_CHARS);
   if (!/^[a-z2-7]+$/.test(text.slice(SCHEME.length))) {

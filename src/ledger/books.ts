@@ -13,6 +13,12 @@ export interface Books {
   /** Disagreements that the last verification found. */
   readonly problems: number;
   readonly payments_with_problem: number;
+  /** When our payments were last compared with Stripe's, in epoch seconds; 0: never. */
+  readonly reconciled_at_s: number;
+  /** What disagreed then, by kind. */
+  readonly disagreements: Readonly<Record<string, number>>;
+  /** Signed events about our money that could not be read, while Stripe still has them. */
+  readonly unread_events: number;
 }
 
 /** Ages are by the database's clock. Reads what the partial index of unfinished rollouts holds, and single rows. */
@@ -22,7 +28,12 @@ export async function readBooks(sql: Sql): Promise<Books> {
             (SELECT coalesce(extract(epoch FROM max(checked_at)), 0)::float8 FROM ledger_checks WHERE problems = 0)
               AS verified_at_s,
             coalesce((SELECT problems FROM ledger_checks ORDER BY id DESC LIMIT 1), 0) AS problems,
-            (SELECT count(*)::int FROM payments WHERE problem IS NOT NULL) AS payments_with_problem
+            (SELECT count(*)::int FROM payments WHERE problem IS NOT NULL) AS payments_with_problem,
+            coalesce((SELECT extract(epoch FROM at) FROM stripe_reconciled), 0)::float8 AS reconciled_at_s,
+            coalesce((SELECT disagreements FROM stripe_reconciled), '{}') AS disagreements,
+            (SELECT count(*)::int FROM stripe_events_unread u
+              WHERE first_seen_at > now() - interval '30 days'
+                AND NOT EXISTS (SELECT FROM stripe_events e WHERE e.id = u.id)) AS unread_events
        FROM (SELECT count(*)::int AS unsettled,
                     coalesce(greatest(0, extract(epoch FROM now() - min(created_at))), 0)::float8 AS oldest_unsettled_s,
                     coalesce(greatest(0, extract(epoch FROM now() - min(deadline_at))), 0)::float8 AS most_overdue_s

@@ -2,9 +2,7 @@
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId } from "#contract/ids.ts";
 import type { Mils } from "#contract/mils.ts";
-import { type Sql, violates } from "#platform/database.ts";
-
-import { postEntry } from "./post.ts";
+import type { Sql } from "#platform/database.ts";
 
 /** A row of a statement. On the wire an adjustment or clawback shows as credit or debit, by the sign of its amount. */
 export interface LedgerEntry {
@@ -32,33 +30,50 @@ export interface Credit {
   readonly detail: string;
 }
 
+/**
+ * The other way round than postEntry: the entry comes first and the balance moves by what was entered, so that a
+ * reference that is there already leaves both as they are and fails nothing, in a caller's transaction either.
+ */
 const CREDIT = `
-  WITH credit AS (
-    SELECT $1::text AS customer_id, 'credit'::text AS kind, $2::bigint AS amount_mils, NULL::text AS rollout_id,
-           $3::text AS reference, $4::text AS detail
-  ), ${postEntry("credit")}
-  SELECT balance_mils FROM moved`;
+  WITH held AS (
+    SELECT customer_id, account, seq + 1 AS seq, balance_mils + $2 AS balance_mils, head_hash AS prev_hash,
+           greatest(now(), last_entry_at) AS at
+      FROM accounts
+     WHERE customer_id = $1 AND account = 'balance'
+       FOR NO KEY UPDATE
+  ),
+  entry AS (
+    INSERT INTO ledger_entries (customer_id, account, seq, kind, amount_mils, balance_after_mils, rollout_id,
+                                reference, detail, created_at, prev_hash, hash)
+    SELECT customer_id, account, seq, 'credit', $2::bigint, balance_mils, NULL, $3, $4, at, prev_hash,
+           ledger_hash(prev_hash, customer_id, account, seq, 'credit', $2, balance_mils, NULL, $3, $4, at)
+      FROM held
+        ON CONFLICT (reference) WHERE kind = 'credit' AND account = 'balance' DO NOTHING
+    RETURNING *
+  )
+  UPDATE accounts a
+     SET balance_mils = e.balance_after_mils, seq = e.seq, prev_hash = e.prev_hash, head_hash = e.hash,
+         last_entry_at = e.created_at
+    FROM entry e
+   WHERE a.customer_id = e.customer_id AND a.account = e.account
+  RETURNING a.seq`;
 
 /**
  * `credited: false` when that reference was credited before; the balance is the present one in both cases, with what
- * was owed paid from it: the debt goes first, in the statement of the credit.
- * A repeated reference fails its statement, so a caller's transaction cannot go on after one.
+ * was owed paid from it: the debt goes first, in the statement of the credit. Waits for whoever credits the same
+ * reference just then. Throws ApiError(not_found), and an Error where the reference stands for another credit.
  */
 export async function credit(sql: Sql, c: Credit): Promise<{ credited: boolean; balance_mils: Mils }> {
   if (c.amount <= 0n) throw new RangeError(`a credit must be above zero, got ${c.amount} mils`);
-  try {
-    const [moved] = await sql.query(CREDIT, [c.customer_id, c.amount, c.reference, c.detail]);
-    // Read afterwards: what `moved` says is the balance before the trigger repaid debt from it.
-    return { credited: moved !== undefined, balance_mils: await balanceOf(sql, c.customer_id) };
-  } catch (error) {
-    if (!violates(error, "ledger_once_per_payment")) throw error;
-    await assertSameCredit(sql, c, error);
-    return { credited: false, balance_mils: await balanceOf(sql, c.customer_id) };
-  }
+  const [moved] = await sql.query(CREDIT, [c.customer_id, c.amount, c.reference, c.detail]);
+  // Read afterwards: what the statement returns is the balance before the trigger repaid debt from it.
+  const balance_mils = await balanceOf(sql, c.customer_id);
+  if (!moved) await assertSameCredit(sql, c);
+  return { credited: moved !== undefined, balance_mils };
 }
 
 /** A payment reported twice with another customer or amount is no repetition: somebody is wrong, and must hear of it. */
-async function assertSameCredit(sql: Sql, c: Credit, cause: unknown): Promise<void> {
+async function assertSameCredit(sql: Sql, c: Credit): Promise<void> {
   const [earlier] = await sql.query<{ customer_id: string; amount_mils: Mils }>(
     `SELECT customer_id, amount_mils FROM ledger_entries
       WHERE reference = $1 AND kind = 'credit' AND account = 'balance'`,
@@ -68,7 +83,6 @@ async function assertSameCredit(sql: Sql, c: Credit, cause: unknown): Promise<vo
   throw new Error(
     `${c.reference} was credited before as ${earlier?.amount_mils} mils to ${earlier?.customer_id}, ` +
       `not ${c.amount} mils to ${c.customer_id}`,
-    { cause },
   );
 }
 

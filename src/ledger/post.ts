@@ -1,9 +1,9 @@
 /**
- * The one way entries get into the ledger: CTEs for a data-modifying statement, for one entry and for many.
+ * How entries get into the ledger: CTEs for a data-modifying statement, for one entry and for many. (A credit inserts its
+ * entry first, because the entry's reference decides whether anything moves: ledger.ts.)
  *
- * One entry: two CTEs. One UPDATE moves the balance,
- * the sequence number and the head of the hash chain under the account's row lock; the INSERT appends the entry that
- * its RETURNING describes. A balance that would fall below zero moves nothing, and the CTE `moved` is then empty.
+ * One entry: two CTEs. One UPDATE moves the balance, the sequence number and the head of the hash chain under the
+ * account's row lock; the INSERT appends the entry that its RETURNING describes. A balance that would fall below zero moves nothing, and the CTE `moved` is then empty.
  *
  * `source` names a CTE that yields at most one row an account, with the columns customer_id, kind, amount_mils
  * (bigint, signed), rollout_id, reference and detail. `moved` has these and balance_mils, the balance afterwards.

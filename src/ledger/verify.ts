@@ -6,12 +6,13 @@
 import type { Database, Sql } from "#platform/database.ts";
 
 import { auditAccounts } from "./audit/accounts.ts";
+import { auditOutsideEntries } from "./audit/entries.ts";
 import { type AuditScope, type Checked } from "./audit/pages.ts";
 import { auditPayments } from "./audit/payments.ts";
 import { auditRollouts } from "./audit/rollouts.ts";
 
 /** After so many problems the books are broken enough; a list without end would help nobody. */
-const PROBLEMS_MAX = 1_000;
+export const PROBLEMS_MAX = 1_000;
 /** Rows between two reports of progress. */
 const REPORT_EVERY_ROWS = 500;
 
@@ -20,19 +21,21 @@ export interface AuditOptions {
   readonly customer?: string | undefined;
   /** Rows done, of how many there are about. */
   readonly onProgress?: (done: number, total: number) => void;
+  /** Ends the audit after so many; PROBLEMS_MAX when it is not given. */
+  readonly problemsMax?: number;
   /** Ends the audit before its next page, with the signal's reason. */
   readonly signal?: AbortSignal;
 }
 
 export interface Audit {
   readonly checked: Readonly<Checked>;
-  /** Every disagreement as a sentence; none when the books balance. */
+  /** The disagreements as sentences, at most `problemsMax`; none when the books balance. */
   readonly problems: readonly string[];
 }
 
 /** Reads one snapshot and locks nothing, so it may run at any time. */
 export function auditLedger(db: Pick<Database, "transaction">, options: AuditOptions = {}): Promise<Audit> {
-  const { customer = null, onProgress, signal } = options;
+  const { customer = null, onProgress, signal, problemsMax = PROBLEMS_MAX } = options;
   return db.transaction(async (tx) => {
     await tx.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY");
     const stoppable: Sql = {
@@ -55,7 +58,7 @@ export function auditLedger(db: Pick<Database, "transaction">, options: AuditOpt
     const problems: string[] = [];
     for await (const problem of disagreements(stoppable, scope)) {
       problems.push(problem);
-      if (problems.length === PROBLEMS_MAX) break;
+      if (problems.length >= problemsMax) break;
     }
     onProgress?.(total, total);
     return { checked, problems };
@@ -71,6 +74,7 @@ async function* disagreements(tx: Sql, scope: AuditScope): AsyncGenerator<string
   yield* auditAccounts(tx, scope);
   yield* auditRollouts(tx, scope);
   yield* auditPayments(tx, scope);
+  yield* auditOutsideEntries(tx, scope);
 }
 
 async function rowsOf(tx: Sql, customer: string | null): Promise<number> {

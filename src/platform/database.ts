@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 
 import { Client, DatabaseError, Pool, type PoolClient, TypeOverrides, types as driverTypes } from "pg";
 
+import { errorCode } from "./error-code.ts";
 import type { Service } from "./lifecycle.ts";
 import type { Log } from "./log.ts";
 
@@ -40,6 +41,8 @@ export const STATEMENT_TIMEOUT_MS = 15_000;
 const QUERY_TIMEOUT_MS = 20_000;
 /** How long a caller waits for a free connection or a new one. */
 const CONNECT_TIMEOUT_MS = 10_000;
+/** A new connection costs tens of milliseconds, which a planner feels after each of its pauses; an idle one some megabytes. */
+const IDLE_CONNECTION_KEPT_MS = 300_000;
 /** A transaction of a process that hangs must not hold its row locks for ever. */
 const IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000;
 
@@ -52,6 +55,7 @@ export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions
     types,
     keepAlive: true,
     connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    idleTimeoutMillis: IDLE_CONNECTION_KEPT_MS,
     statement_timeout: STATEMENT_TIMEOUT_MS,
     query_timeout: QUERY_TIMEOUT_MS,
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_TIMEOUT_MS,
@@ -170,4 +174,52 @@ export function rejectsTheData(error: unknown): boolean {
 /** Whether a statement failed because it would have broken this constraint or unique index. */
 export function violates(error: unknown, constraint: string): boolean {
   return error instanceof DatabaseError && error.code === "23505" && error.constraint === constraint;
+}
+
+/**
+ * Errors by which a server says that it rolled back: limits it met, what the statement asked for, whom it met, its time.
+ * Not class 08 or 57P01/57P02, by which a connection ends, perhaps after a commit. 57P03: it took nothing up yet.
+ */
+const ROLLED_BACK = /^(2[2358]|3D|40001|40P01|42|5[345]|57014|57P03|P0)/;
+/** Of the driver and its pool, which give these no code: there was no connection to send anything over. */
+const NEVER_SENT =
+  /^(timeout exceeded when trying to connect|timeout expired|Connection terminated due to connection timeout)$/;
+
+/**
+ * Whether a single statement that failed so, outside a transaction, is certain to have left nothing. False means that
+ * nobody knows: the connection broke, and the server may have committed before or may do so yet.
+ */
+export function isUndone(error: unknown): boolean {
+  if (error instanceof DatabaseError) return ROLLED_BACK.test(error.code ?? "");
+  if (!(error instanceof Error)) return false;
+  // These come of connecting alone; a connection that stood breaks with others.
+  const refused = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"].includes(errorCode(error) ?? "");
+  return refused || NEVER_SENT.test(error.message);
+}
+
+/** Of the driver and its pool, which give these no code. */
+const AWAY_MESSAGES =
+  /timeout exceeded when trying to connect|timeout expired|Connection terminated|Query read timeout|not queryable/;
+const AWAY_SYSTEM_CODES = new Set([
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EPIPE",
+  "ETIMEDOUT",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "ENOTFOUND",
+  "EAI_AGAIN",
+]);
+/**
+ * Class 08 is PostgreSQL's own for connections, 53 for what it ran out of, 57P0x a server that shuts down or starts,
+ * 57014 and 55P03 a lock that was waited for too long, 25P03 a transaction that was; 40001 and 40P01 have been repeated.
+ */
+const AWAY_SQL_STATES = /^(08|53|57P0|57014|55P03|25P03|40001|40P01)/;
+
+/** Whether the database could not be reached or did not get to it: the same may succeed a moment later. */
+export function isAway(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  const code = errorCode(error) ?? "";
+  if (error instanceof DatabaseError) return AWAY_SQL_STATES.test(code);
+  return AWAY_SYSTEM_CODES.has(code) || AWAY_MESSAGES.test(error.message);
 }

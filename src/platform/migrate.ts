@@ -30,13 +30,29 @@ export async function migrate(url: string, log: Log): Promise<void> {
   if (applied.length > 0) log.info({ applied: applied.map(({ name }) => name) }, "database migrated");
 }
 
-/** Names of the migrations that this database lacks; for a process whose role may not migrate. */
-export async function missingMigrations(sql: Sql): Promise<string[]> {
-  const files = await readdir(MIGRATIONS_DIR);
-  const applied = await sql.query<{ name: string }>("SELECT name FROM schema_migrations");
-  const names = new Set(applied.map(({ name }) => name));
-  return files
+export interface SchemaState {
+  /** Nobody has migrated this database yet. */
+  readonly empty: boolean;
+  /** Names of the migrations that it lacks, oldest first. */
+  readonly missing: readonly string[];
+  /** Names of migrations that this version of the program does not know: a newer one has migrated it. */
+  readonly unknown: readonly string[];
+}
+
+/** Throws PostgreSQL's 42501 or 42P01 to a role that may not read which migrations there were. */
+export async function schemaState(sql: Sql): Promise<SchemaState> {
+  const known = (await readdir(MIGRATIONS_DIR))
     .flatMap((file) => (file.endsWith(".sql") ? [file.slice(0, -".sql".length)] : []))
-    .filter((name) => !names.has(name))
     .sort();
+  // Not by to_regclass: to a role that may not use the schema, nothing in it exists.
+  const [table] = await sql.query(
+    "SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = 'schema_migrations'",
+  );
+  const rows = table ? await sql.query<{ name: string }>("SELECT name FROM schema_migrations ORDER BY name") : [];
+  const applied = rows.map(({ name }) => name);
+  return {
+    empty: applied.length === 0,
+    missing: known.filter((name) => !applied.includes(name)),
+    unknown: applied.filter((name) => !known.includes(name)),
+  };
 }

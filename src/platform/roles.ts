@@ -22,7 +22,9 @@ const TAKE_STRIPE_EVENTS: Rights = {
   payments:
     "SELECT, INSERT, UPDATE (topup_id, paid_cents, refunded_cents, problem, credited_mils, clawed_back_mils, credited_by_event)",
   payment_disputes: "SELECT, INSERT, UPDATE (state, amount_cents)",
+  payment_refunds: "SELECT, INSERT, UPDATE (state, amount_cents)",
   stripe_events: "SELECT, INSERT",
+  stripe_events_unread: "SELECT, INSERT",
 };
 
 const RIGHTS: Readonly<Record<Part, Rights>> = {
@@ -39,7 +41,7 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     ledger_entries: "SELECT, INSERT",
     gateway_leases: "SELECT, INSERT, UPDATE, DELETE",
     shared_secrets: "SELECT, INSERT",
-    topups: `SELECT, INSERT, ${TOPUP_TOLD}`,
+    topups: `SELECT, INSERT, ${TOPUP_TOLD}, UPDATE (idempotency_key)`,
     ...TAKE_STRIPE_EVENTS,
     schema_migrations: "SELECT",
   },
@@ -61,6 +63,8 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     gateway_leases: "SELECT, DELETE",
     topups: `SELECT, ${TOPUP_TOLD}`,
     ...TAKE_STRIPE_EVENTS,
+    stripe_reconciled: "SELECT, INSERT, UPDATE (at, disagreements)",
+    prices: "SELECT",
     operator_actions: "SELECT",
     schema_migrations: "SELECT",
   },
@@ -75,12 +79,17 @@ const GRANT_LOCK = 0x72696768;
  */
 export async function grantRights(tx: Sql, role: string, part: Part): Promise<void> {
   const name = escapeIdentifier(role);
-  await tx.query(`SELECT pg_advisory_xact_lock($1)`, [GRANT_LOCK]);
-  await tx.query(`REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ${name}`);
+  await withdrawRights(tx, role);
   await tx.query(`GRANT USAGE ON SCHEMA public TO ${name}`);
   for (const [table, privileges] of Object.entries(RIGHTS[part])) {
     await tx.query(`GRANT ${privileges} ON ${table} TO ${name}`);
   }
+}
+
+/** Takes every right on a table of this schema away from `role`; for one that needs the queue's alone. */
+export async function withdrawRights(tx: Sql, role: string): Promise<void> {
+  await tx.query(`SELECT pg_advisory_xact_lock($1)`, [GRANT_LOCK]);
+  await tx.query(`REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ${escapeIdentifier(role)}`);
 }
 
 /** What the role of this connection lacks to run as that part, such as "UPDATE on topups"; none when all is granted. */
@@ -105,12 +114,16 @@ export async function missingRights(sql: Sql, part: Part): Promise<string[]> {
   return rows.map(({ lack }) => lack);
 }
 
-/** Whether the role of this connection owns the schema, or nobody does yet: it migrates, and it may do everything. */
+/**
+ * Whether the role of this connection owns the schema, or may make it where nobody has yet: it migrates, and it may do
+ * everything.
+ */
 export async function isOwner(sql: Sql): Promise<boolean> {
   const [row] = await sql.query<{ owner: boolean }>(
     // Not by to_regclass: to a role that may not use the schema, nothing in it exists.
     `SELECT coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class
-                       WHERE relnamespace = 'public'::regnamespace AND relname = 'schema_migrations'), true) AS owner`,
+                       WHERE relnamespace = 'public'::regnamespace AND relname = 'schema_migrations'),
+                     has_schema_privilege('public', 'CREATE')) AS owner`,
   );
   return row?.owner ?? true;
 }

@@ -3,9 +3,17 @@
  * A role that may use that schema and nothing else can run workers (`grantQueue`): it cannot see the ledger.
  * LISTEN needs sessions, so no transaction-pooling proxy in between.
  */
-import { assertSchemaCompatibility, createPostgresBackend, type PgPool, runMigrations } from "bullmq";
+import {
+  assertSchemaCompatibility,
+  createPostgresBackend,
+  type PgPool,
+  runMigrations,
+  SchemaMigrationRequiredError,
+} from "bullmq";
 import { escapeIdentifier, Pool } from "pg";
 
+import { ConfigError } from "#platform/config.ts";
+import { errorCode } from "#platform/error-code.ts";
 import type { Log } from "#platform/log.ts";
 
 import { createBullQueues } from "./bullmq.ts";
@@ -59,7 +67,7 @@ export async function createPostgresQueues({
     }
   } catch (error) {
     await pool.end();
-    throw error;
+    throw unusableQueue(error, migrate) ?? error;
   }
   const signals = createSignals((receive) => {
     const listener = createPostgresListener(url, receive, log);
@@ -82,6 +90,25 @@ export async function createPostgresQueues({
       close: () => pool.end(),
     },
     log,
+  );
+}
+
+/** What the owner of the database can solve; null for anything else. */
+function unusableQueue(error: unknown, migrate: boolean): ConfigError | null {
+  if (error instanceof SchemaMigrationRequiredError) {
+    return new ConfigError(
+      "DATABASE_URL: there is no queue in that database yet; its owner makes it with `dream-engine database migrate`",
+    );
+  }
+  if (errorCode(error) !== "42501") return null;
+  if (migrate) {
+    return new ConfigError(
+      `DATABASE_URL: its role may not make the queue's schema ${SCHEMA} in that database; it needs GRANT CREATE ON DATABASE`,
+    );
+  }
+  return new ConfigError(
+    "DATABASE_URL: its role may not use the queue in that database; its owner lets it with\n" +
+      "  dream-engine database grant <role> --as worker (or gateway, settlement, scheduler)",
   );
 }
 

@@ -97,37 +97,47 @@ interface TriedRow {
   readonly created_at: Date;
 }
 
+/** Told once of each rollout, as soon as its statement is over. */
+export type TellTried<R extends NewRollout> = (r: R, tried: Tried | undefined) => void;
+
 /**
  * Tries rollouts of one customer together, in their order; no two may have the same idempotency key, and several not
- * within a transaction. Never rejects. What is missing in the answer was left alone, because its key is unusable or its
+ * within a transaction. Never rejects. `tell` gets undefined for what was left alone, because its key is unusable or its
  * idempotency key used: `finishAccepting` finds out.
  */
-export async function tryAccepting(sql: Sql, rs: readonly NewRollout[]): Promise<ReadonlyMap<RolloutId, Tried>> {
+export async function tryAccepting<R extends NewRollout>(
+  sql: Sql,
+  rs: readonly R[],
+  tell: TellTried<R>,
+): Promise<void> {
+  let rows: readonly TriedRow[];
   try {
-    return await acceptInOneStatement(sql, rs);
+    rows = await sql.query<TriedRow>(ACCEPT, acceptParams(rs));
   } catch (error) {
     const keyUsedJustThen = violates(error, "idempotency_keys_once");
     // One of them spoils it for all, and PostgreSQL has rolled all back: in halves, it soon stands alone.
     if (rs.length > 1 && (keyUsedJustThen || rejectsTheData(error))) {
       const middle = Math.ceil(rs.length / 2);
-      return new Map([
-        ...(await tryAccepting(sql, rs.slice(0, middle))),
-        ...(await tryAccepting(sql, rs.slice(middle))),
-      ]);
+      await tryAccepting(sql, rs.slice(0, middle), tell);
+      await tryAccepting(sql, rs.slice(middle), tell);
+      return;
     }
-    return new Map(keyUsedJustThen ? [] : rs.map((r) => [r.id, { kind: "failed", error }]));
+    for (const r of rs) tell(r, keyUsedJustThen ? undefined : { kind: "failed", error });
+    return;
+  }
+  const byId = new Map(rows.map((row) => [row.id, row]));
+  for (const r of rs) {
+    const row = byId.get(r.id);
+    tell(r, row && outcomeOf(r, row));
   }
 }
 
-async function acceptInOneStatement(sql: Sql, rs: readonly NewRollout[]): Promise<Map<RolloutId, Tried>> {
-  const rows = await sql.query<TriedRow>(ACCEPT, acceptParams(rs));
-  const byId = new Map(rows.map((row) => [row.id, row]));
-  const tried = new Map<RolloutId, Tried>();
-  for (const r of rs) {
-    const row = byId.get(r.id);
-    if (row) tried.set(r.id, outcomeOf(r, row));
-  }
-  return tried;
+async function tryOne(sql: Sql, r: NewRollout): Promise<Tried | undefined> {
+  let result: Tried | undefined;
+  await tryAccepting(sql, [r], (_, tried) => {
+    result = tried;
+  });
+  return result;
 }
 
 /** Parameters of ACCEPT, a column each. */
@@ -198,8 +208,7 @@ const TRIES_MAX = 5;
  * over insufficient credits: what an idempotency key was charged for before costs nothing now.
  */
 export async function acceptRollout(sql: Sql, r: NewRollout): Promise<Accepted> {
-  const tried = await tryAccepting(sql, [r]);
-  return finishAccepting(sql, r, tried.get(r.id));
+  return finishAccepting(sql, r, await tryOne(sql, r));
 }
 
 /** acceptRollout from where one try of it left off; undefined where the statement left it alone. */
@@ -214,7 +223,7 @@ export async function finishAccepting(sql: Sql, r: NewRollout, first: Tried | un
     if (replayed) return { kind: "replayed", rollout: replayed };
     if (tried) throw insufficientCredits(tried.balance, tried.charge);
     if (tries === TRIES_MAX) break;
-    tried = (await tryAccepting(sql, [r])).get(r.id);
+    tried = await tryOne(sql, r);
   }
   throw new ApiError("internal", `rollout ${r.id} was neither accepted nor refused in ${TRIES_MAX} tries`);
 }
@@ -261,9 +270,13 @@ async function assertKeyUsable(sql: Sql, r: NewRollout): Promise<void> {
   if (row.expired) throw unusableKey("expired_key");
 }
 
-/** 402 with the object that the published client expects as `detail`. `what` is said to cost `requested`. */
-export function insufficientCredits(balance: Mils, requested: Mils, what = "this"): ApiError {
-  const message = `${what} costs $${usdText(requested)} and the balance is $${usdText(balance)}: top up and try again`;
+/**
+ * 402 with the object that the published client expects as `detail`. `what` is said to cost `requested`; a debt is named,
+ * because the next top-up pays it first.
+ */
+export function insufficientCredits(balance: Mils, requested: Mils, what = "this", debt?: Mils): ApiError {
+  const owed = debt ? ` ($${usdText(debt)} are owed, which a top-up pays first)` : "";
+  const message = `${what} costs $${usdText(requested)} and the balance is $${usdText(balance)}${owed}: top up and try again`;
   return new ApiError("insufficient_credits", message, {
     detail: {
       message,

@@ -12,10 +12,11 @@ import { type Accepted, finishAccepting, type NewRollout, tryAccepting } from ".
 
 export interface Acceptor {
   /**
-   * As acceptRollout. An error that is no ApiError leaves open whether the rollout was accepted (the connection broke):
-   * all that went in the same statement get it.
+   * As acceptRollout. Where a statement fails, all that went in it get its error: no ApiError, and isUndone says whether
+   * it leaves open what became of the rollout. Whoever is `gone` before their statement begins costs nothing:
+   * ApiError(client_closed_request).
    */
-  accept(r: NewRollout): Promise<Accepted>;
+  accept(r: NewRollout, gone?: AbortSignal): Promise<Accepted>;
 }
 
 /**
@@ -28,6 +29,7 @@ const GATHERED_MAX = 4 * ROLLOUTS_PER_STATEMENT_MAX;
 
 interface Caller {
   readonly rollout: NewRollout;
+  readonly gone: AbortSignal | undefined;
   readonly resolve: (accepted: Accepted) => void;
   readonly reject: (reason: unknown) => void;
 }
@@ -43,20 +45,19 @@ export function createAcceptor(db: Sql, options: AcceptorOptions = {}): Acceptor
   const gathered = new Map<CustomerId, Caller[]>();
 
   async function serve(customer: CustomerId, first: Caller): Promise<void> {
-    const waiting: Caller[] = [];
+    const waiting = [first];
     gathered.set(customer, waiting);
-    let batch = [first];
-    while (batch.length > 0) {
-      await acceptBatch(db, batch);
-      batch = takeBatch(waiting, perStatementMax);
+    while (waiting.length > 0) {
+      const batch = takeBatch(waiting, perStatementMax);
+      if (batch.length > 0) await acceptBatch(db, batch);
     }
     gathered.delete(customer);
   }
 
   return {
-    accept: (rollout) =>
+    accept: (rollout, gone) =>
       new Promise((resolve, reject) => {
-        const caller = { rollout, resolve, reject };
+        const caller = { rollout, gone, resolve, reject };
         const waiting = gathered.get(rollout.customer_id);
         if (!waiting) void serve(rollout.customer_id, caller);
         else if (waiting.length < gatheredMax) waiting.push(caller);
@@ -67,28 +68,34 @@ export function createAcceptor(db: Sql, options: AcceptorOptions = {}): Acceptor
 
 /** From the front, up to the second one with the same idempotency key: it has to see what becomes of the first. */
 function takeBatch(waiting: Caller[], max: number): Caller[] {
+  const batch: Caller[] = [];
   const keys = new Set<string>();
-  const end = waiting.findIndex(({ rollout: { idempotency_key: key } }, n) => {
-    if (n === max || (key !== null && keys.has(key))) return true;
-    if (key !== null) keys.add(key);
-    return false;
-  });
-  return waiting.splice(0, end === -1 ? waiting.length : end);
+  let taken = 0;
+  for (const caller of waiting) {
+    const { idempotency_key: key } = caller.rollout;
+    if (caller.gone?.aborted) {
+      caller.reject(new ApiError("client_closed_request", "the caller went away before it was charged"));
+    } else {
+      if (batch.length === max || (key !== null && keys.has(key))) break;
+      if (key !== null) keys.add(key);
+      batch.push(caller);
+    }
+    taken += 1;
+  }
+  waiting.splice(0, taken);
+  return batch;
 }
 
-/** Answers every caller; never rejects. */
+/** Answers every caller, and each as soon as it is known; never rejects. */
 async function acceptBatch(db: Sql, batch: readonly Caller[]): Promise<void> {
-  const tried = await tryAccepting(
-    db,
-    batch.map(({ rollout }) => rollout),
-  );
-  // Those that are in first: the others may need a few statements more to learn why not.
-  const others = batch.filter(({ rollout, resolve }) => {
-    const outcome = tried.get(rollout.id);
-    if (outcome?.kind === "accepted") resolve(outcome);
-    return outcome?.kind !== "accepted";
+  /** These need a few statements more to learn why not: when all that may be in are in. */
+  const others: (() => Promise<void>)[] = [];
+  const asked = batch.map((caller) => ({ ...caller.rollout, caller }));
+  await tryAccepting(db, asked, ({ caller: { rollout, resolve, reject } }, tried) => {
+    const finish = (): Promise<void> => finishAccepting(db, rollout, tried).then(resolve, reject);
+    const looksFirst = !tried || (tried.kind === "short" && rollout.idempotency_key !== null);
+    if (looksFirst) others.push(finish);
+    else void finish();
   });
-  for (const { rollout, resolve, reject } of others) {
-    await finishAccepting(db, rollout, tried.get(rollout.id)).then(resolve, reject);
-  }
+  for (const finish of others) await finish();
 }

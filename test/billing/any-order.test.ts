@@ -14,7 +14,8 @@ import { accountsOf } from "#ledger/ledger.ts";
 import { systemClock } from "#platform/clock.ts";
 import { assertBooksBalance, newCustomer } from "#test/support/ledger.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
-import { createStripeBooks, type StripeEvent } from "#test/support/stripe/books.ts";
+import { createStripeBooks } from "#test/support/stripe/books.ts";
+import type { StripeEvent } from "#test/support/stripe/objects.ts";
 
 const RUNS = 60;
 
@@ -28,11 +29,13 @@ interface PaymentStory {
   readonly cents: number;
   readonly method: "card" | "bank, arrives" | "bank, fails" | "nobody pays";
   /** Parts of what is left, in percent. */
-  readonly refunds: readonly number[];
+  readonly refunds: readonly { readonly percent: number; readonly fails: boolean }[];
   readonly dispute: null | {
     readonly percent: number;
     readonly begins: "inquiry" | "dispute";
     readonly insists: boolean;
+    /** The inquiry is closed first, and the bank insists all the same. */
+    readonly late: boolean;
     readonly ends: "open" | "won" | "lost";
   };
 }
@@ -40,12 +43,13 @@ interface PaymentStory {
 const payment: fc.Arbitrary<PaymentStory> = fc.record({
   cents: fc.integer({ min: 500, max: 20_000 }),
   method: fc.constantFrom("card", "card", "bank, arrives", "bank, fails", "nobody pays"),
-  refunds: fc.array(fc.integer({ min: 1, max: 100 }), { maxLength: 3 }),
+  refunds: fc.array(fc.record({ percent: fc.integer({ min: 1, max: 100 }), fails: fc.boolean() }), { maxLength: 3 }),
   dispute: fc.option(
     fc.record({
       percent: fc.integer({ min: 1, max: 100 }),
       begins: fc.constantFrom("inquiry", "dispute"),
       insists: fc.boolean(),
+      late: fc.boolean(),
       ends: fc.constantFrom("open", "won", "lost"),
     }),
   ),
@@ -59,7 +63,7 @@ interface Telling {
 }
 
 const telling: fc.Arbitrary<Telling> = fc.record({
-  order: fc.array(fc.nat(), { minLength: 40, maxLength: 40 }),
+  order: fc.array(fc.nat(), { minLength: 60, maxLength: 60 }),
   again: fc.array(fc.nat(), { maxLength: 8 }),
   at_once: fc.integer({ min: 1, max: 6 }),
 });
@@ -112,20 +116,29 @@ function play(books: ReturnType<typeof createStripeBooks>, session: string, one:
   const disputeId = dispute
     ? books.dispute(id, { amount, status: dispute.begins === "inquiry" ? "warning_needs_response" : "needs_response" })
     : "";
-  for (const percent of one.refunds) {
+  const failing: { id: string; part: number }[] = [];
+  for (const { percent, fails } of one.refunds) {
     const part = Math.floor((left * percent) / 100);
     if (part === 0) continue;
-    books.refund(id, part);
+    const refund = books.refund(id, part, fails ? "pending" : "succeeded");
+    if (fails) failing.push({ id: refund, part });
     left -= part;
   }
   if (dispute) {
     const taken = dispute.begins === "dispute" || dispute.insists;
-    if (dispute.begins === "inquiry" && dispute.insists) books.escalateDispute(disputeId);
+    if (dispute.begins === "inquiry" && dispute.insists) {
+      if (dispute.late) books.closeDispute(disputeId, "warning_closed");
+      books.escalateDispute(disputeId);
+    }
     if (dispute.ends !== "open") {
       if (taken) books.closeDispute(disputeId, dispute.ends);
       else books.closeDispute(disputeId, "warning_closed");
     }
     disputed = taken && dispute.ends !== "won" ? amount : 0;
+  }
+  for (const refund of failing) {
+    books.failRefund(refund.id);
+    left += refund.part;
   }
   return Math.max(0, left - disputed);
 }

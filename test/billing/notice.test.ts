@@ -158,3 +158,14 @@ test("the notice is what is going to be paid, not what was written down", () => 
   ]);
   expect(changesAfter(rows, "cus_b", 0)).toEqual([{ mils_per_frame: 7, effective_ms: day(40) }]);
 });
+
+test("a change of the list is judged for as many customers as have prices of their own", () => {
+  const own = Array.from({ length: 5_000 }, (_, n) => row(`cus_${n}`, 3, (n % 20) + 1, -40));
+  const began = performance.now();
+  expect(findShortNotice([LIST, ...own], list(6, 30, 0))).toBeNull();
+  // Everybody's price begins on one of twenty days, and the last of them is in the way of each.
+  const ends = own.map(({ customer_id }) => row(customer_id, null, 25, -10));
+  const problem = findShortNotice([LIST, ...own, ...ends, list(4, 24, -30)], list(5, 26, 0));
+  expect(problem).toMatchObject({ customer_id: null, at_ms: day(26), from: 4, to: 5, earliest_ms: day(30) });
+  expect(performance.now() - began).toBeLessThan(3_000); // some 0.1 s; row by row for each customer, half a minute
+});

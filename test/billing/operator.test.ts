@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 
 import { adjustBalance, grantCredit } from "#billing/operator.ts";
 import { readCustomer } from "#billing/overview.ts";
@@ -8,7 +8,7 @@ import { accountsOf, balanceOf } from "#ledger/ledger.ts";
 import type { Database } from "#platform/database.ts";
 import { acceptRollout } from "#rollouts/accept.ts";
 import { settle } from "#rollouts/settle.ts";
-import { accept, assertBooksBalance, failed, newCustomer, newRollout } from "#test/support/ledger.ts";
+import { accept, assertBooksBalance, failed, newCustomer, newRollout, owe } from "#test/support/ledger.ts";
 import { createTestDatabase, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
@@ -27,11 +27,29 @@ const by = (customer_id: string, reference: string) => ({
   reason: "a broken robot",
 });
 
+/** After that by which the customer got the key. */
 const actionsOf = (customerId: string): Promise<{ action: string; reference: string }[]> =>
   db.query(
-    "SELECT operator, action, reason, reference, details FROM operator_actions WHERE customer_id = $1 ORDER BY id",
+    `SELECT operator, action, reason, reference, details FROM operator_actions
+      WHERE customer_id = $1 AND action <> 'keys create' ORDER BY id`,
     [customerId],
   );
+
+/** The database as somebody sees whose transactions end when `gate` does; `entered` resolves when one has come so far. */
+function slowly(gate: Promise<void>): { slow: Database; entered: Promise<void> } {
+  const entered = Promise.withResolvers<void>();
+  const slow: Database = {
+    ...db,
+    transaction: (run) =>
+      db.transaction(async (tx) => {
+        const result = await run(tx);
+        entered.resolve();
+        await gate;
+        return result;
+      }),
+  };
+  return { slow, entered: entered.promise };
+}
 
 test("a grant is a credit with who gave it and why on record", async () => {
   const { customer_id } = await newCustomer(db, mils(100));
@@ -60,16 +78,77 @@ test("the same grant from many terminals at once is credited and recorded once",
   expect(await actionsOf(customer_id)).toHaveLength(1);
 });
 
-test("a reference that was granted before as something else is an error", async () => {
+test("a reference that was granted before as something else is refused in a sentence", async () => {
   const [one, other] = [await newCustomer(db, mils(0)), await newCustomer(db, mils(0))];
   await grantCredit(db, { ...by(one.customer_id, "grant_3"), amount: mils(50) });
-  await expect(grantCredit(db, { ...by(one.customer_id, "grant_3"), amount: mils(51) })).rejects.toThrow(
-    "was credited before as 50 mils",
-  );
-  await expect(grantCredit(db, { ...by(other.customer_id, "grant_3"), amount: mils(50) })).rejects.toThrow(
-    `to ${one.customer_id}`,
-  );
+  const more = grantCredit(db, { ...by(one.customer_id, "grant_3"), amount: mils(51) });
+  await expect(more).rejects.toMatchObject({
+    code: "invalid_request",
+    message:
+      `grant_3 stands for a credit of $0.0050 to ${one.customer_id}, not for a credit of $0.0051 to ${one.customer_id}: ` +
+      `expected a reference of its own`,
+  });
+  for (const move of [grantCredit, adjustBalance]) {
+    const moved = move(db, { ...by(other.customer_id, "grant_3"), amount: mils(50) });
+    await expect(moved).rejects.toMatchObject({ code: "invalid_request" });
+  }
   expect(await balanceOf(db, other.customer_id)).toBe(0n);
+  expect(await actionsOf(other.customer_id)).toEqual([]);
+});
+
+describe.for([
+  ["grant", grantCredit, "credited"],
+  ["adjustment", adjustBalance, "adjusted"],
+] as const)("two commands at once with one reference, a %s", ([name, move, done]) => {
+  test("the second waits for the first, finds it done, and does nothing", async () => {
+    const { customer_id } = await newCustomer(db, mils(0));
+    const gate = Promise.withResolvers<void>();
+    const { slow, entered } = slowly(gate.promise);
+    const asked = { ...by(customer_id, `${name}_twice`), amount: mils(50) };
+    const first = move(slow, asked);
+    await entered;
+    const second = move(db, asked);
+    await untilWaitingForLocks(db, 1);
+    gate.resolve();
+    expect(await first).toEqual({ [done]: true, balance_mils: 50n });
+    expect(await second).toEqual({ [done]: false, balance_mils: 50n });
+    expect(await actionsOf(customer_id)).toHaveLength(1);
+  });
+
+  test("for two customers, the second is refused with what the reference stands for", async () => {
+    const [one, other] = [await newCustomer(db, mils(0)), await newCustomer(db, mils(0))];
+    const gate = Promise.withResolvers<void>();
+    const { slow, entered } = slowly(gate.promise);
+    const first = move(slow, { ...by(one.customer_id, `${name}_race`), amount: mils(50) });
+    await entered;
+    const second = move(db, { ...by(other.customer_id, `${name}_race`), amount: mils(50) });
+    const answers = Promise.allSettled([first, second]);
+    await untilWaitingForLocks(db, 1);
+    gate.resolve();
+    const message = expect.stringContaining(`to ${one.customer_id}, not for`) as string;
+    expect(await answers).toMatchObject([
+      { status: "fulfilled", value: { balance_mils: 50n } },
+      { status: "rejected", reason: { code: "invalid_request", message } },
+    ]);
+    expect(await balanceOf(db, other.customer_id)).toBe(0n);
+  });
+
+  test("many, for many customers, move one balance", async () => {
+    const keys = await Promise.all(Array.from({ length: 8 }, () => newCustomer(db, mils(0))));
+    const results = await Promise.allSettled(
+      keys.map(({ customer_id }) => move(db, { ...by(customer_id, `${name}_many`), amount: mils(50) })),
+    );
+    const refusals = results.flatMap((result) => (result.status === "rejected" ? [result.reason as unknown] : []));
+    expect(refusals).toHaveLength(7);
+    for (const refusal of refusals) expect(refusal).toMatchObject({ code: "invalid_request" });
+  });
+});
+
+test("nobody who does not exist is given anything", async () => {
+  for (const move of [grantCredit, adjustBalance]) {
+    const moved = move(db, { ...by("cus_nobody", "grant_nobody"), amount: mils(50) });
+    await expect(moved).rejects.toMatchObject({ code: "not_found" });
+  }
 });
 
 test("an adjustment goes up or down, never below zero, and is recorded with its entry or not at all", async () => {
@@ -97,7 +176,7 @@ test("the same adjustment at once from many terminals is made once; another unde
 
 test("what is given to a customer in debt pays the debt first", async () => {
   const { customer_id } = await newCustomer(db, mils(0));
-  await db.query("SELECT post_ledger_entry($1, 'debt', 'clawback', 100, 'test', 'taken back')", [customer_id]);
+  await owe(db, customer_id, 1);
   expect(await adjustBalance(db, { ...by(customer_id, "adjust_5"), amount: mils(60) })).toMatchObject({
     balance_mils: 0n,
   });
@@ -172,11 +251,34 @@ test("an operator sees of a customer what a question may be about", async () => 
     keys: [{ key_id: key.key_id }],
     rollouts: [
       { status: "failed", count: 1, earned_mils: 45n },
-      { status: "queued", count: 1, earned_mils: 245n },
+      { status: "queued", count: 1, earned_mils: 0n }, // it may be refunded yet
     ],
     topups: [{ payment_id: "pi_1", amount_cents: 500, state: "paid", problem: "paid in eur, expected usd" }],
     entries: [{ kind: "adjustment" }, { kind: "debit" }, { kind: "refund" }, { kind: "debit" }, { kind: "credit" }],
-    actions: [{ action: "credits adjust", operator: "ada", reason: "a broken robot" }],
+    actions: [{ action: "credits adjust", operator: "ada", reason: "a broken robot" }, { action: "keys create" }],
   });
   expect(await readCustomer(db, "cus_nobody")).toBeNull();
+});
+
+test("the last entries of both accounts are shown together, newest first, and ten of them", async () => {
+  const { customer_id } = await newCustomer(db, mils(0));
+  for (let n = 0; n < 12; n++) {
+    await grantCredit(db, { ...by(customer_id, `grant_of_${n}`), amount: mils(1) });
+  }
+  await adjustBalance(db, { ...by(customer_id, "adjust_all"), amount: mils(-12) });
+  await owe(db, customer_id, 1);
+  await grantCredit(db, { ...by(customer_id, "grant_after"), amount: mils(30) });
+  const shown = await readCustomer(db, customer_id);
+  expect(shown?.entries.map(({ account, kind, amount_mils }) => `${account} ${kind} ${amount_mils}`)).toEqual([
+    "debt clawback -30",
+    "balance clawback -30",
+    "balance credit 30",
+    "debt clawback 100",
+    "balance adjustment -100",
+    "balance credit 100",
+    "balance adjustment -12",
+    "balance credit 1",
+    "balance credit 1",
+    "balance credit 1",
+  ]);
 });

@@ -22,26 +22,7 @@ afterEach(() => assertBooksBalance(g.t.db));
 const flush = () => g.stripe.flush(g.endpoint);
 const balance = async () => (await g.accounts(key.customer_id)).balance_mils;
 const debt = async () => (await g.accounts(key.customer_id)).debt_mils;
-/** Leaves that much on the balance. */
-async function spendAllBut(left: bigint): Promise<void> {
-  const { adjust } = await import("#ledger/adjust.ts");
-  const amount = mils(left - (await balance()));
-  const reference = `adjust_${key.customer_id}_${Math.random()}`;
-  await g.t.db.transaction(async (tx) => {
-    await adjust(tx, { customer_id: key.customer_id, amount, reference, detail: "spent" });
-    await tx.query(
-      `INSERT INTO operator_actions (operator, action, customer_id, reason, reference) VALUES ('test', 'adjust', $1, 'spent', $2)`,
-      [key.customer_id, reference],
-    );
-  });
-}
-const paymentRow = async (id: string) =>
-  (
-    await g.t.db.query<{ problem: string | null; credited_mils: bigint; credited_by_event: string | null }>(
-      `SELECT problem, credited_mils, credited_by_event FROM payments WHERE id = $1`,
-      [id],
-    )
-  )[0];
+const paymentRow = (id: string) => g.payment(id);
 const topupState = async (sessionId: string) =>
   (await g.t.db.query<{ state: string }>(`SELECT state FROM topups WHERE session_id = $1`, [sessionId]))[0]?.state;
 
@@ -153,7 +134,7 @@ describe("a payment", () => {
   test("pays debt first", async () => {
     const first = g.stripe.books.pay(await g.session(key.api_key, 1_000));
     await flush();
-    await spendAllBut(0n);
+    await g.spendAllBut(key.customer_id, 0n);
     g.stripe.books.refund(first);
     await flush();
     expect([await balance(), await debt()]).toEqual([0n, dollars(10)]);
@@ -209,6 +190,32 @@ describe("money that Stripe holds and that is not what was asked for", () => {
     expect(await unresolved(g.stripe.books.pay(session.id))).toBe("paid 3000 cents without naming a top-up");
   });
 
+  test("through a Payment Link that names somebody's top-up is not believed, and stays visible", async () => {
+    const asked = await g.session(key.api_key);
+    const topup = String(g.stripe.books.sessions.get(asked)?.["client_reference_id"]);
+    // Whoever opens such a link may add ?client_reference_id=… to it.
+    const fields = { amount: 2_500, currency: "usd", customer: null, metadata: {}, payment_metadata: {} };
+    const link = g.stripe.books.createSession({ ...fields, client_reference_id: topup });
+    const payment = g.stripe.books.pay(link.id);
+    expect(await unresolved(payment)).toBe(
+      `paid 2500 cents by a session that is not the one of ${topup}, which it names`,
+    );
+    expect(await topupState(asked)).toBe("open");
+    // And it does not stand in the way of the real one.
+    g.stripe.books.pay(asked);
+    await flush();
+    expect([await balance(), await topupState(asked)]).toEqual([dollars(25), "paid"]);
+  });
+
+  test("through a Payment Link whose session ends unpaid does not end the top-up that it names", async () => {
+    const asked = await g.session(key.api_key);
+    const topup = String(g.stripe.books.sessions.get(asked)?.["client_reference_id"]);
+    const fields = { amount: 2_500, currency: "usd", customer: null, metadata: {}, payment_metadata: {} };
+    g.stripe.books.expire(g.stripe.books.createSession({ ...fields, client_reference_id: topup }).id);
+    await flush();
+    expect(await topupState(asked)).toBe("open");
+  });
+
   test("a second time for one top-up is credited once, and stays visible", async () => {
     const session = await g.session(key.api_key);
     g.stripe.books.pay(session);
@@ -231,7 +238,7 @@ describe("money that Stripe holds and that is not what was asked for", () => {
     });
     const payment = g.stripe.books.pay(session.id);
     g.stripe.books.refund(payment);
-    expect(await flush()).toEqual([200, 200]);
+    expect(await flush()).toEqual([200, 200, 200]);
     expect(await paymentRow(payment)).toBeUndefined();
   });
 
@@ -240,132 +247,5 @@ describe("money that Stripe holds and that is not what was asked for", () => {
     g.stripe.books.refund(payment);
     await flush();
     expect([await balance(), await debt()]).toEqual([0n, 0n]);
-  });
-});
-
-describe("a refund at Stripe", () => {
-  test("is taken from the balance, in part and whole", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.refund(payment, 500);
-    await flush();
-    expect(await balance()).toBe(dollars(20));
-    g.stripe.books.refund(payment, 700);
-    g.stripe.books.refund(payment);
-    await flush();
-    expect([await balance(), await debt()]).toEqual([0n, 0n]);
-  });
-
-  test("of money that is spent becomes debt, and the balance stays at zero", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    await flush();
-    await spendAllBut(30_000n);
-    g.stripe.books.refund(payment);
-    await flush();
-    expect([await balance(), await debt()]).toEqual([0n, dollars(22)]);
-  });
-
-  test("told in any order, and twice, is taken once", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.refund(payment, 500);
-    g.stripe.books.refund(payment, 700);
-    const [paid, first, second] = g.stripe.outbox;
-    if (!paid || !first || !second) throw new Error("expected three events");
-    await g.stripe.deliver([second, first, paid, first, second, paid], g.endpoint);
-    expect(await balance()).toBe(dollars(13));
-  });
-
-  test("told before its payment takes nothing until there is something to take", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.refund(payment);
-    const [paid, refunded] = g.stripe.outbox;
-    if (!paid || !refunded) throw new Error("expected two events");
-    await g.stripe.deliver([refunded], g.endpoint);
-    expect([await balance(), await debt()]).toEqual([0n, 0n]);
-    await g.stripe.deliver([paid], g.endpoint);
-    expect([await balance(), await debt()]).toEqual([0n, 0n]);
-    expect(await paymentRow(payment)).toMatchObject({ credited_mils: 250_000n });
-  });
-
-  test("told at the same moment as its payment ends the same", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.refund(payment, 1_000);
-    const signed = g.stripe.outbox.map((event) => g.stripe.sign(event));
-    expect(await Promise.all([...signed, ...signed].map((one) => g.endpoint(one)))).toEqual([200, 200, 200, 200]);
-    expect(await balance()).toBe(dollars(15));
-  });
-});
-
-describe("a dispute", () => {
-  test("takes the money at once; won, it comes back", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    const dispute = g.stripe.books.dispute(payment);
-    await flush();
-    expect(await balance()).toBe(0n);
-    g.stripe.books.closeDispute(dispute, "won");
-    await flush();
-    expect([await balance(), await debt()]).toEqual([dollars(25), 0n]);
-  });
-
-  test("lost, it stays gone", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.closeDispute(g.stripe.books.dispute(payment), "lost");
-    await flush();
-    expect([await balance(), await debt()]).toEqual([0n, 0n]);
-  });
-
-  test("of spent money becomes debt; won, the debt is paid by it", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    await flush();
-    await spendAllBut(50_000n);
-    const dispute = g.stripe.books.dispute(payment);
-    await flush();
-    expect([await balance(), await debt()]).toEqual([0n, dollars(20)]);
-    g.stripe.books.closeDispute(dispute, "won");
-    await flush();
-    expect([await balance(), await debt()]).toEqual([dollars(5), 0n]);
-  });
-
-  test("that is an inquiry takes nothing, and closes without a trace", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    const inquiry = g.stripe.books.dispute(payment, { status: "warning_needs_response" });
-    await flush();
-    expect(await balance()).toBe(dollars(25));
-    g.stripe.books.closeDispute(inquiry, "warning_closed");
-    await flush();
-    expect(await balance()).toBe(dollars(25));
-  });
-
-  test("that was an inquiry takes the money when the bank insists", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    const inquiry = g.stripe.books.dispute(payment, { status: "warning_needs_response" });
-    g.stripe.books.escalateDispute(inquiry);
-    await flush();
-    expect(await balance()).toBe(0n);
-  });
-
-  test.for(["won", "lost"] as const)("closed (%s) before it was told to be open ends the same", async (how) => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.closeDispute(g.stripe.books.dispute(payment), how);
-    await g.stripe.deliver([...g.stripe.outbox].toReversed(), g.endpoint);
-    expect([await balance(), await debt()]).toEqual([how === "won" ? dollars(25) : 0n, 0n]);
-  });
-
-  test("and a refund of one payment take no more than it brought", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.pay(await g.session(key.api_key, 1_000));
-    g.stripe.books.refund(payment, 2_000);
-    const dispute = g.stripe.books.dispute(payment);
-    await flush();
-    expect([await balance(), await debt()]).toEqual([dollars(10), 0n]);
-    g.stripe.books.closeDispute(dispute, "won");
-    await flush();
-    expect([await balance(), await debt()]).toEqual([dollars(15), 0n]);
-  });
-
-  test("over a part takes that part", async () => {
-    const payment = g.stripe.books.pay(await g.session(key.api_key));
-    g.stripe.books.dispute(payment, { amount: 1_200 });
-    await flush();
-    expect(await balance()).toBe(dollars(13));
   });
 });

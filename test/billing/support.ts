@@ -1,4 +1,7 @@
 /** A gateway that takes cards: with the stand-in as its Stripe, and a customer who tops up. */
+import { randomUUID } from "node:crypto";
+
+import { adjustBalance } from "#billing/operator.ts";
 import { createStripe, type Stripe } from "#billing/stripe.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import { accountsOf } from "#ledger/ledger.ts";
@@ -17,6 +20,12 @@ export interface Answer {
   readonly body: Record<string, unknown> & { readonly error?: { readonly code: string; readonly message: string } };
 }
 
+export interface PaymentRow {
+  readonly problem: string | null;
+  readonly credited_mils: bigint;
+  readonly credited_by_event: string | null;
+}
+
 export interface PayingGateway {
   readonly t: TestGateway;
   readonly stripe: StripeStandIn;
@@ -28,6 +37,9 @@ export interface PayingGateway {
   /** A top-up that was asked for; gives the session's id. */
   session(apiKey: string, amountCents?: number): Promise<string>;
   accounts(customerId: string): Promise<{ balance_mils: Mils; debt_mils: Mils }>;
+  payment(id: string): Promise<PaymentRow | undefined>;
+  /** Leaves that much on the balance. */
+  spendAllBut(customerId: string, left: bigint): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -76,6 +88,19 @@ export async function startPayingGateway(
       return String(body["session_id"]);
     },
     accounts: (customerId) => accountsOf(t.db, customerId),
+    async payment(id) {
+      const [row] = await t.db.query<PaymentRow>(
+        `SELECT problem, credited_mils, credited_by_event FROM payments WHERE id = $1`,
+        [id],
+      );
+      return row;
+    },
+    async spendAllBut(customer_id, left) {
+      const { balance_mils } = await accountsOf(t.db, customer_id);
+      const reference = `adjust_${customer_id}_${randomUUID()}`;
+      const amount = mils(left - balance_mils);
+      await adjustBalance(t.db, { customer_id, amount, operator: "test", reason: "spent", reference });
+    },
     async stop() {
       await t.stop();
       await stripe.stop();

@@ -7,8 +7,11 @@ import { join, resolve } from "node:path";
 
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 
+import { createDatabase } from "#platform/database.ts";
 import { PARTS } from "#platform/roles.ts";
-import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+import { createPostgresQueues } from "#queue/postgres.ts";
+import { predictQueue } from "#queue/queues.ts";
+import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
 
 import { eventually } from "../queue/test-queue.ts";
 import { run, type Ran, start } from "./command.ts";
@@ -34,7 +37,7 @@ beforeAll(async () => {
     MODELS_DIR: resolve("models"),
     PORT: "0",
   };
-  for (const part of [...PARTS, "nobody"]) {
+  for (const part of [...PARTS, "worker", "nobody"]) {
     await database.db.query(`CREATE ROLE ${role(part)} LOGIN PASSWORD 'test'`);
   }
 });
@@ -56,6 +59,15 @@ async function refused(args: readonly string[], env: Record<string, string>): Pr
   return stderr;
 }
 
+test("where nobody has migrated yet, a role that may not is told what the owner runs", async () => {
+  for (const args of [["settlement"], ["database", "migrate"]]) {
+    const message = await refused(args, as("nobody"));
+    expect(message).toContain("has no schema yet");
+    expect(message).toContain("As the owner of the schema, run\n  dream-engine database migrate");
+    expect(message).not.toMatch(/^ +at /m);
+  }
+});
+
 test("the owner migrates, the schema and the queue's", async () => {
   const { code, stdout, stderr } = await run(["database", "migrate"], asOwner);
   expect(code, stderr).toBe(0);
@@ -72,7 +84,7 @@ test("grant refuses a role that is above all rights, one that is not there, and 
   const superuser = new URL(database.url).username;
   expect(await refused(["database", "grant", superuser, "--as", "gateway"], asOwner)).toContain("more rights than any");
   expect(await refused(["database", "grant", "no_such_role", "--as", "gateway"], asOwner)).toContain("CREATE ROLE");
-  expect(await refused(["database", "grant", role("gateway"), "--as", "worker"], asOwner)).toContain("expected one of");
+  expect(await refused(["database", "grant", role("gateway"), "--as", "owner"], asOwner)).toContain("expected one of");
 });
 
 test("only the owner migrates and grants", async () => {
@@ -81,6 +93,27 @@ test("only the owner migrates and grants", async () => {
   expect(await refused(["database", "migrate"], as("gateway"))).toContain("owner");
   expect(await refused(["database", "grant", role("nobody"), "--as", "gateway"], as("gateway"))).toContain("owner");
   expect(await refused(["serve"], as("gateway"))).toContain("has to name the schema's owner");
+});
+
+test("a worker's role may take jobs where the queue is here, and sees nothing else", async () => {
+  const url = as("worker")["DATABASE_URL"] ?? "";
+  const open = () => createPostgresQueues({ url, log: silentLog, migrate: false });
+  await expect(open()).rejects.toThrow("database grant <role> --as worker");
+  // What it had as another process goes.
+  await database.db.query(`GRANT SELECT ON ledger_entries TO ${role("worker")}`);
+  const { code, stdout, stderr } = await run(["database", "grant", role("worker"), "--as", "worker"], asOwner);
+  expect(code, stderr).toBe(0);
+  expect(stdout).toContain("nothing else here");
+
+  const queues = await open();
+  const db = createDatabase({ url, log: silentLog });
+  try {
+    expect(await predictQueue(queues, "pusht-small").counts()).toMatchObject({ waiting: 0 });
+    await expect(db.query("SELECT FROM public.ledger_entries")).rejects.toThrow("permission denied");
+  } finally {
+    await db.stop();
+    await queues.stop();
+  }
 });
 
 describe.for([...PARTS])("%s", (part) => {
@@ -105,6 +138,13 @@ describe.for([...PARTS])("%s", (part) => {
     expect(message).toContain("SELECT on accounts");
     expect(message).toContain(`database grant ${role(part)} --as ${part}`);
   });
+});
+
+test("a role of another process is not to be given away from it", async () => {
+  await run(["database", "grant", role("scheduler"), "--as", "scheduler"], asOwner);
+  const message = await refused(["gateway"], as("scheduler"));
+  expect(message).toContain(`${role("scheduler")} is the role of a scheduler, which would lose its rights`);
+  expect(message).not.toContain(`database grant ${role("scheduler")}`);
 });
 
 test("a process that may not migrate says which migration is missing and what to run", async () => {

@@ -1,5 +1,8 @@
+import { randomBytes } from "node:crypto";
+
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 
+import { signUp } from "#keys/self-service.ts";
 import { readToken } from "#keys/token.ts";
 import { verifyLedger } from "#ledger/verify.ts";
 
@@ -116,7 +119,7 @@ test("with a Stripe that cannot be reached the key is made all the same, with a 
   });
   expect(code).toBe(0);
   expect(readToken(String((JSON.parse(stdout) as Record<string, unknown>)["api_key"])).ok).toBe(true);
-  expect(stderr).toMatch(/^warning: no customer at Stripe yet .*the first top-up makes it$/m);
+  expect(stderr).toMatch(/^warning: the key is made; no customer at Stripe yet .*the first top-up makes it$/m);
   expect(stderr).not.toContain("sk_test_0123456789");
 });
 
@@ -145,6 +148,57 @@ test("credits grant adds to the balance, and once only under one reference", asy
   const grant = ["credits", "grant", "f@example.com", "5.00", "--reference", "INV-1"];
   expect(await json(...grant)).toMatchObject({ credited: true, balance_mils: 100_000 });
   expect(await json(...grant)).toMatchObject({ credited: false, balance_mils: 100_000 });
+});
+
+test("initial credits are on record with who gave them", async () => {
+  const give = ["keys", "create", "--customer", "given@example.com", "--initial-credits", "3", "--operator", "grace"];
+  const { key_id, customer_id } = await json(...give);
+  const actions = await database.db.query(
+    "SELECT operator, action, reference FROM operator_actions WHERE customer_id = $1",
+    [customer_id],
+  );
+  expect(actions).toEqual([{ operator: "grace", action: "keys create", reference: `initial_${String(key_id)}` }]);
+});
+
+test("whoever signed up with an address is not who an operator names by it, until that is confirmed", async () => {
+  const { customer_id } = await signUp(database.db, { email: "Victim@example.com" }, randomBytes);
+  expect((await cli("customers", "list")).stdout).toMatch(
+    new RegExp(`${customer_id} +\\(unverified\\) victim@example\\.com`),
+  );
+  expect((await cli("customers", "show", customer_id)).stdout).toContain("(unverified) victim@example.com");
+  expect((await cli("keys", "list")).stdout).toContain(`${customer_id} (unverified) victim@example.com`);
+  const granted = await cli("credits", "grant", "victim@example.com", "100");
+  expect(granted.code).toBe(1);
+  expect(granted.stderr).toContain(`Nobody has verified that victim@example.com is the address of ${customer_id}`);
+
+  const confirmed = await cli(
+    "customers",
+    "confirm-email",
+    customer_id,
+    "--reason",
+    "wrote from it",
+    "--operator",
+    "grace",
+  );
+  expect(confirmed.stdout).toContain(`victim@example.com names ${customer_id}`);
+  expect(await json("credits", "grant", "victim@example.com", "1")).toMatchObject({ customer_id });
+  expect((await cli("customers", "show", customer_id)).stdout).toMatch(/grace +customers confirm-email +wrote from it/);
+
+  const other = await signUp(database.db, { email: "second@example.com" }, randomBytes);
+  const created = await cli("keys", "create", "--customer", "second@example.com", "--initial-credits", "100");
+  expect(created.stderr).toContain(`note: ${other.customer_id} signed up with second@example.com`);
+  expect(created.stdout).not.toContain(other.customer_id);
+});
+
+test("a role that may not do what a command does is told whose DATABASE_URL to use", async () => {
+  await json("keys", "create", "--customer", "role@example.com");
+  const { code, stderr } = await run(["credits", "grant", "role@example.com", "1"], {
+    DATABASE_URL: database.urlAs("gateway"),
+  });
+  expect(code).toBe(1);
+  expect(stderr).toContain("permission denied for table operator_actions");
+  expect(stderr).toContain("Run the command with the owner's DATABASE_URL.");
+  expect(stderr).not.toMatch(/\n\s+at /);
 });
 
 test.each([

@@ -66,6 +66,46 @@ describe("credits", () => {
     expect(JSON.parse(await ok(...grant))).toMatchObject({ credited: false, balance_mils: 135_000 });
   });
 
+  test("a reference that stands for another amount is refused in a sentence", async () => {
+    for (const [command, sign] of [
+      ["grant", ""],
+      ["adjust", "+"],
+    ] as const) {
+      const move = ["credits", command, "ada@example.com", "--reason", "x", "--reference", "r1"];
+      await ok(...move, `${sign}0.01`);
+      const said = await refused(...move, `${sign}0.02`);
+      expect(said).toMatch(/_r1 stands for an? (credit|adjustment) of \$0\.0100 to cus_\w+, not for/);
+      expect(said).not.toMatch(/^\s+at /m);
+      await adjust("-0.01", "--reason", "back");
+    }
+  });
+
+  test("the credit that a key comes with is on record, too", async () => {
+    const made = await ok(
+      "keys",
+      "create",
+      "--customer",
+      "bea@example.com",
+      "--initial-credits",
+      "3",
+      "--operator",
+      "grace",
+      "--json",
+    );
+    const { key_id, customer_id } = JSON.parse(made) as { key_id: string; customer_id: string };
+    const [action] = await database.db.query(
+      "SELECT operator, action, customer_id, reason, details FROM operator_actions WHERE reference = $1",
+      [`initial_${key_id}`],
+    );
+    expect(action).toEqual({
+      operator: "grace",
+      action: "keys create",
+      customer_id,
+      reason: "initial credit",
+      details: { amount_mils: 30_000 },
+    });
+  });
+
   test("adjust takes a sign", async () => {
     expect(await adjust("-3.50", "--reason", "counted twice")).toContain("Adjusted by $-3.5000");
     expect(await lastAction()).toEqual({ operator: "grace", action: "credits adjust", reason: "counted twice" });
@@ -84,11 +124,11 @@ describe("credits", () => {
 
 describe("prices", () => {
   test("a rise is refused with the earliest date, scheduled after it, and listed", async () => {
-    expect(await refused("prices", "set", "6", "--reason", "costs")).toMatch(
+    expect(await refused("prices", "set", "6", "--list", "--reason", "costs")).toMatch(
       /earliest date for this change is 20\d\d-/,
     );
     const from = new Date(Date.now() + 31 * 86_400_000).toISOString().slice(0, 10);
-    expect(await ok("prices", "set", "6", "--from", from, "--reason", "costs")).toContain(
+    expect(await ok("prices", "set", "6", "--list", "--from", from, "--reason", "costs")).toContain(
       `the list: 6 mils ($0.0006) a frame from ${from}T00:00:00.000Z`,
     );
     const list = await ok("prices", "list");
@@ -109,9 +149,14 @@ describe("prices", () => {
     expect(await refused("prices", "set", text, "--reason", "x")).toMatch(/whole number|unknown option/);
   });
 
-  test("a date that means another day elsewhere is refused", async () => {
-    expect(await refused("prices", "set", "4", "--reason", "x", "--from", "01/02/2030")).toContain("expected a date");
-  });
+  test.for(["01/02/2030", "2027-02-30", "2030-02-29T00:00Z"])(
+    "%s, another day elsewhere or none at all, is refused",
+    async (from) => {
+      expect(await refused("prices", "set", "4", "--list", "--reason", "x", "--from", from)).toContain("expected a date");
+      const end = ["prices", "end", "--customer", "ada@example.com", "--reason", "x", "--from", from];
+      expect(await refused(...end)).toContain("expected a date");
+    },
+  );
 });
 
 describe("customers", () => {

@@ -271,6 +271,7 @@ describe("documentation", () => {
       "/v1/billing/statement",
       "/v1/billing/topup",
       "/v1/billing/transactions",
+      "/v1/billing/webhook",
       "/v1/keys",
       "/v1/keys/{id}",
       "/v1/models",

@@ -281,6 +281,21 @@ describe("a paid video that did not arrive", () => {
     expect(third.statusCode).toBe(402);
   });
 
+  test("nobody is told of an error because the delivery could not be noted: that would be paid for and lost", async () => {
+    const key = await t.newKey(mils(490));
+    await t.db.query(`CREATE FUNCTION no_notes() RETURNS trigger LANGUAGE plpgsql AS $$
+      BEGIN RAISE EXCEPTION 'the connection broke'; END $$`);
+    await t.db.query(`CREATE TRIGGER no_notes BEFORE UPDATE OF delivered_at ON rollouts EXECUTE FUNCTION no_notes()`);
+    try {
+      const single = await postForm(t.app, "/v1/predict", key.api_key, await predictParts({ seed: "5" }));
+      const linked = await postForm(t.app, "/v1/rollouts", key.api_key, await rolloutParts('{"seed":6}'));
+      expect([single.statusCode, linked.statusCode]).toEqual([200, 200]);
+      expect(linked.json()).toMatchObject({ status: "succeeded", cost_mils: 245 });
+    } finally {
+      await t.db.query(`DROP FUNCTION no_notes CASCADE`);
+    }
+  });
+
   test("is not given to another payload, to another customer, or after a quarter of an hour", async () => {
     const key = await t.newKey(mils(245));
     const id = await undelivered(key, await predictParts());

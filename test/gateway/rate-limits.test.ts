@@ -75,6 +75,28 @@ describe("a key's limit", () => {
     expect((await balance(minted.json().api_key)).statusCode).toBe(200);
   });
 
+  test("is not got round by rotating: so many new keys at once, then so many an hour", async () => {
+    let key = await t.newKey(mils(0), { rate_per_s: 1, burst: 10 });
+    const customer = key.customer_id;
+    const send = (method: "POST" | "DELETE", url: string, apiKey: string) =>
+      t.app.inject({ method, url, headers: { authorization: `Bearer ${apiKey}` } });
+    for (let i = 0; i < 20; i++) {
+      const minted = await send("POST", "/v1/keys", key.api_key);
+      expect(minted.statusCode).toBe(201);
+      const next = minted.json();
+      expect((await send("DELETE", `/v1/keys/${key.key_id}`, next.api_key)).statusCode).toBe(200);
+      key = { ...key, key_id: next.id, api_key: next.api_key };
+    }
+    const refused = await send("POST", "/v1/keys", key.api_key);
+    expect(refused.statusCode).toBe(429);
+    expect(Number(refused.headers["retry-after"])).toBeGreaterThan(60);
+    expect(refused.json().detail).toContain("new keys of this customer");
+    // Another customer is not held up by it.
+    const other = await t.newKey();
+    expect(other.customer_id).not.toBe(customer);
+    expect((await send("POST", "/v1/keys", other.api_key)).statusCode).toBe(201);
+  });
+
   test("counts for several gateways together where they share their buckets", async () => {
     const database = await createTestDatabase();
     const limiters = [1, 2].map(() => createPostgresRateLimiter({ db: database.db, log: silentLog }));
@@ -157,6 +179,13 @@ describe("failed authentications of one address", () => {
 test.each([
   ["192.0.2.1", "192.0.2.1"],
   ["::ffff:192.0.2.1", "192.0.2.1"],
+  ["::FFFF:c000:201", "192.0.2.1"],
+  ["::ffff:7f00:1", "127.0.0.1"],
+  ["0:0:0:0:0:ffff:192.0.2.1", "192.0.2.1"],
+  ["64:ff9b::c633:6401", "198.51.100.1"],
+  ["64:ff9b::198.51.100.1", "198.51.100.1"],
+  ["64:ff9b:0:0:1::c633:6401", "64:ff9b:0:0::/64"],
+  ["::ffff:0:192.0.2.1", "0:0:0:0::/64"],
   ["2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"],
   ["2001:DB8::1", "2001:db8:0:0::/64"],
   ["::1", "0:0:0:0::/64"],

@@ -226,6 +226,16 @@ describe("money", () => {
     expect(answer.statusCode).toBe(402);
     expect(answer.json().detail).toMatchObject({ balance_mils: 64, requested_mils: 65 });
   });
+
+  test("402 names a debt, which a top-up pays first", async () => {
+    const owing = await t.newKey(mils(0));
+    await t.db.query("SELECT post_ledger_entry($1, 'debt', 'clawback', 5000, 'pi_owing', 'disputed')", [
+      owing.customer_id,
+    ]);
+    const answer = await postForm(t.app, "/v1/predict", owing.api_key, await predictParts());
+    expect([answer.statusCode, answer.json().detail.balance_mils]).toEqual([402, 0]);
+    expect(answer.json().detail.message).toContain("$0.5000 are owed, which a top-up pays first");
+  });
 });
 
 const balanceWith = (authorization: string | undefined) =>
@@ -289,12 +299,13 @@ describe("keys", () => {
   });
 
   test("failed attempts from one address are slowed down, right keys are not", async () => {
-    const statuses = [];
-    for (let i = 0; i < 40; i++) statuses.push((await balanceWith(`Bearer dre_wrong${i}`)).statusCode);
-    expect(statuses).toContain(429);
-    const slowed = await balanceWith("Bearer dre_wrong");
-    expect(slowed.statusCode).toBe(429);
-    expect(Number(slowed.headers["retry-after"])).toBeGreaterThanOrEqual(1);
+    const answers = await Promise.all(Array.from({ length: 40 }, (_, i) => balanceWith(`Bearer dre_wrong${i}`)));
+    const slowed = answers.find(({ statusCode }) => statusCode === 429);
+    expect(Number(slowed?.headers["retry-after"])).toBeGreaterThanOrEqual(1);
+    expect(slowed?.headers).toMatchObject({
+      "ratelimit-policy": '"failed authentications";q=30;w=15',
+      ratelimit: '"failed authentications";r=0;t=1',
+    });
     expect((await balanceWith(`Bearer ${key.api_key}`)).statusCode).toBe(200);
   });
 });
@@ -359,6 +370,57 @@ describe("routes", () => {
     const answer = await getWithKey(t.app, "/v1/billing/transactions?limit=many", key.api_key);
     expect(answer.statusCode).toBe(422);
     expect(answer.json().detail).toBe('querystring.limit: must be integer, got "many"');
+  });
+
+  test("a body of another type is told which one the route takes", async () => {
+    const post = (url: string, type: string) =>
+      t.app.inject({
+        method: "POST",
+        url,
+        headers: { authorization: `Bearer ${key.api_key}`, "content-type": type },
+        payload: "x",
+      });
+    for (const [url, detail] of [
+      ["/v1/keys", "expected Content-Type application/json, got application/xml"],
+      ["/v1/predict", "expected Content-Type multipart/form-data with a boundary, got application/xml"],
+    ] as const) {
+      const answer = await post(url, "application/xml");
+      expect([answer.statusCode, answer.json().detail]).toEqual([415, detail]);
+    }
+  });
+
+  test("the path of a video without what signs it is told to be no signed link", async () => {
+    for (const query of ["", "?candidate=0", "?candidate=x&expires=1&signature=a"]) {
+      const answer = await t.app.inject({ url: `/v1/rollouts/rol_${"a".repeat(24)}/video${query}` });
+      expect(answer.statusCode).toBe(403);
+      expect(answer.json()).toMatchObject({
+        detail: expect.stringContaining("use video_url exactly as it was returned") as string,
+        error: { code: "video_url_invalid" },
+      });
+    }
+  });
+
+  test("without its database, only a route that charges speaks of charges", async () => {
+    let away = false;
+    const refused = (): never => {
+      throw Object.assign(new Error("connect ECONNREFUSED"), { code: "ECONNREFUSED" });
+    };
+    const broken = await startTestGateway({}, (db) => ({
+      ...db,
+      query: (text, params) => (away ? refused() : db.query(text, params)),
+    }));
+    try {
+      const { api_key } = await broken.newKey();
+      away = true;
+      const read = await getWithKey(broken.app, "/v1/billing/balance", api_key);
+      const paid = await postForm(broken.app, "/v1/predict", api_key, await predictParts());
+      expect([read.statusCode, paid.statusCode]).toEqual([503, 503]);
+      expect(read.json()).toMatchObject({ detail: "the database cannot be reached now; try again" });
+      expect(paid.json().detail).toContain("what was charged for this request, if anything, is refunded");
+    } finally {
+      away = false;
+      await broken.stop();
+    }
   });
 
   test("an error of ours shows nothing of its insides", async () => {

@@ -289,6 +289,56 @@ describe("a database that goes away", () => {
     }
   });
 
+  test.for([
+    ["ran into its time limit", "SET LOCAL statement_timeout = 1", "SELECT pg_sleep(1)", 503, "ledger_unavailable"],
+    ["could not be stored", "SELECT 1", "SELECT 1 / 0", 500, "internal"],
+  ] as const)(
+    "so that the debit %s: nothing was charged for certain, and nothing is left to be cancelled",
+    async ([, before, failing, status, code]) => {
+      const own = await startTestGateway({}, (db) => ({
+        ...db,
+        query: <Row>(text: string, params?: readonly unknown[]): Promise<Row[]> =>
+          text.includes("INSERT INTO rollouts")
+            ? db.transaction(async (tx) => {
+                await tx.query(before);
+                return tx.query<Row>(failing);
+              })
+            : db.query<Row>(text, params),
+      }));
+      try {
+        const caller = await own.newKey(mils(245));
+        const answer = await postForm(own.app, "/v1/predict", caller.api_key, await predictParts());
+        expect([answer.statusCode, answer.json().error.code]).toEqual([status, code]);
+        // Where it were in doubt, the inputs would stay for a rollout that may exist.
+        const books = await eventually(
+          () => booksOf(own, caller.customer_id),
+          ({ blobs }) => blobs === 0,
+        );
+        expect(books).toMatchObject({ balance: 245n, rollouts: 0 });
+      } finally {
+        await own.stop();
+      }
+    },
+  );
+
+  test("because all its connections are taken: 503 with Retry-After, never 402, and nothing is charged", async () => {
+    const own = await startTestGateway();
+    const { pool } = own.options.db;
+    const caller = await own.newKey(mils(245));
+    pool.options.connectionTimeoutMillis = 200;
+    const taken = await Promise.all(Array.from({ length: pool.options.max }, () => pool.connect()));
+    try {
+      const answer = await postForm(own.app, "/v1/predict", caller.api_key, await predictParts());
+      expect([answer.statusCode, answer.json().error.code]).toEqual([503, "ledger_unavailable"]);
+      expect(Number(answer.headers["retry-after"])).toBeGreaterThan(0);
+      expect((await booksOf(own, caller.customer_id)).balance).toBe(245n);
+    } finally {
+      for (const connection of taken) connection.release();
+    }
+    expect((await postForm(own.app, "/v1/predict", caller.api_key, await predictParts())).statusCode).toBe(200);
+    await own.stop();
+  });
+
   test("while a call waits: waited out", () =>
     withBreaking(
       (text) => text.includes("WHERE id = $1 AND customer_id = $2"),

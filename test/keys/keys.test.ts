@@ -151,6 +151,37 @@ test("the local key exists once, with $1,000, however many ask for it first", as
   expect(await listKeys(db, LOCAL_CUSTOMER)).toHaveLength(1);
 });
 
+test("the local key comes to be also where an operator made the local customer before", async () => {
+  const fresh = await createTestDatabase();
+  const operators = await createKey(
+    fresh.db,
+    { customer: LOCAL_CUSTOMER, initial_credits: mils(5), label: "by hand" },
+    randomBytes,
+  );
+  const identities = await Promise.all(Array.from({ length: 4 }, () => localKey(fresh.db, randomBytes)));
+  for (const identity of identities) expect(identity).toMatchObject({ key_id: LOCAL_KEY, balance_mils: 10_000_005n });
+  expect((await listKeys(fresh.db, LOCAL_CUSTOMER)).map(({ key_id }) => key_id).sort()).toEqual(
+    [operators.key_id, LOCAL_KEY].sort(),
+  );
+  expect(await verifyLedger(fresh.db)).toEqual([]);
+  await fresh.drop();
+});
+
+test("an operator's list has every key that was not revoked, and of the others the last hundred", async () => {
+  const key = await createKey(db, { customer: "rotates@example.com" }, randomBytes);
+  await db.query(
+    `INSERT INTO api_keys (id, customer_id, key_hash, prefix, created_at, revoked_at)
+     SELECT 'key_gone' || n, $1, sha256(n::text::bytea), 'dre_', now() - n * interval '1 hour', now() - n * interval '1 minute'
+       FROM generate_series(1, 150) n`,
+    [key.customer_id],
+  );
+  const gone = Array.from({ length: 100 }, (_unused, n) => `key_gone${100 - n}`); // oldest first
+  expect((await listKeys(db, "Rotates@Example.com")).map(({ key_id }) => key_id)).toEqual([...gone, key.key_id]);
+  const all = await listKeys(db);
+  expect(all.filter(({ revoked_at }) => revoked_at !== null)).toHaveLength(100);
+  expect(all.map(({ key_id }) => key_id)).toContain(key.key_id);
+});
+
 test("a customer's own price holds from its day on, before the list's", async () => {
   const { customer_id, api_key } = await createKey(db, { customer: "cus_priced" }, randomBytes);
   const set = (milsPerFrame: number, from: string): Promise<unknown> =>

@@ -2,8 +2,11 @@ import { randomBytes } from "node:crypto";
 
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
+import { LOCAL_CUSTOMER } from "#contract/ids.ts";
 import { KEYS_PER_CUSTOMER_MAX } from "#contract/limits.ts";
-import { authenticate, createKey, type CreatedKey, revokeKey } from "#keys/keys.ts";
+import { mils } from "#contract/mils.ts";
+import { findCustomer } from "#keys/customers.ts";
+import { authenticate, createKey, type CreatedKey, localKey, revokeKey } from "#keys/keys.ts";
 import { type Asking, keysOfCustomer, mintOwnKey, revokeOwnKey, signUp } from "#keys/self-service.ts";
 import { systemClock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
@@ -80,6 +83,13 @@ describe("minting", () => {
     expect(await works(sister.api_key)).toBe(true);
   });
 
+  test("the built-in customer makes none: with AUTH=on its $1,000 are nobody's", async () => {
+    const local = await localKey(db, randomBytes);
+    await expect(mint(local)).rejects.toMatchObject({ code: "forbidden", status: 403 });
+    const operators = await createKey(db, { customer: LOCAL_CUSTOMER }, randomBytes);
+    await expect(mint(operators)).rejects.toMatchObject({ code: "forbidden" });
+  });
+
   test.each(["x".repeat(101), "new\nline", "nul\u0000", "\u001b[31m"])("refuses the label %j", async (label) => {
     const asking = await newCustomer();
     await expect(mint(asking, { label })).rejects.toMatchObject({ code: "invalid_input" });
@@ -147,10 +157,13 @@ describe("revoking", () => {
     const asking = await newCustomer();
     const spare = await mint(asking);
     const debit = Promise.withResolvers<void>();
+    const holds = Promise.withResolvers<void>();
     const held = db.transaction(async (tx) => {
       await tx.query("SELECT 1 FROM api_keys WHERE id = $1 FOR SHARE", [spare.key_id]);
+      holds.resolve();
       await debit.promise;
     });
+    await holds.promise;
     let revoked = false;
     const revoking = revoke(asking, spare.key_id).then(() => (revoked = true));
     await untilWaitingForLocks(db, 1);
@@ -182,10 +195,13 @@ describe("a closed customer", () => {
   test("closing and minting come one after the other", async () => {
     const key = await newCustomer();
     const closing = Promise.withResolvers<void>();
+    const holds = Promise.withResolvers<void>();
     const closed = db.transaction(async (tx) => {
       await tx.query("UPDATE customers SET closed_at = now() WHERE id = $1", [key.customer_id]);
+      holds.resolve();
       await closing.promise;
     });
+    await holds.promise;
     const minting = createKey(db, { customer: key.customer_id }, randomBytes).catch((error: unknown) => error);
     await untilWaitingForLocks(db, 1);
     closing.resolve();
@@ -204,16 +220,78 @@ describe("signing up", () => {
     });
   });
 
-  test("never gives a key to a balance that exists, whatever the spelling, and however many ask at once", async () => {
+  test("is a customer of its own each time, whatever the address, and however many ask at once", async () => {
     const owner = await createKey(db, { customer: "owner@example.com" }, randomBytes);
-    for (const email of ["owner@example.com", "OWNER@Example.COM"]) {
-      await expect(signUp(db, { email }, randomBytes)).rejects.toMatchObject({ code: "customer_exists", status: 409 });
-    }
+    const spellings = ["owner@example.com", "OWNER@Example.COM", ...Array<string>(6).fill("rush@example.com")];
+    const signedUp = await Promise.all(spellings.map((email) => signUp(db, { email }, randomBytes)));
+    const customers = new Set([owner, ...signedUp].map(({ customer_id }) => customer_id));
+    expect(customers.size).toBe(1 + spellings.length);
     expect(await keysOfCustomer(db, owner.customer_id)).toHaveLength(1);
+  });
 
-    const results = await Promise.allSettled(
-      Array.from({ length: 8 }, () => signUp(db, { email: "rush@example.com" }, randomBytes)),
-    );
-    expect(results.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
+  test("takes an address from nobody: an operator who names it means somebody else", async () => {
+    const attacker = await signUp(db, { email: "Victim@example.com" }, randomBytes);
+    expect(await findCustomer(db, "victim@example.com")).toBe(null);
+    const victim = await createKey(db, { customer: "victim@example.com", initial_credits: mils(100) }, randomBytes);
+    expect(victim).toMatchObject({ created_customer: true, balance_mils: 100n });
+    expect(victim.customer_id).not.toBe(attacker.customer_id);
+    expect(await authenticate(db, attacker.api_key, systemClock)).toMatchObject({ balance_mils: 0n });
+    const [row] = await db.query("SELECT email, signup_email FROM customers WHERE id = $1", [attacker.customer_id]);
+    expect(row).toEqual({ email: null, signup_email: "victim@example.com" });
   });
 });
+
+describe("keys that were revoked or have ended", () => {
+  const USED_UP = 3_000;
+  let asking: CreatedKey;
+  beforeAll(async () => {
+    asking = await newCustomer();
+    await db.query(
+      `INSERT INTO api_keys (id, customer_id, key_hash, prefix, created_at, revoked_at, expires_at)
+       SELECT 'key_old' || n, $1, sha256(n::text::bytea), 'dre_', now() - n * interval '1 minute',
+              CASE WHEN n % 2 = 0 THEN now() END, now() - interval '1 second' FROM generate_series(1, ${USED_UP}) n`,
+      [asking.customer_id],
+    );
+    await db.query("ANALYZE api_keys");
+  });
+
+  test("are shown as far as they are recent, after all that can be used", async () => {
+    const another = await mint(asking);
+    const keys = await keysOfCustomer(db, asking.customer_id);
+    expect(keys.slice(0, 2).map(({ key_id }) => key_id)).toEqual([another.key_id, asking.key_id]);
+    expect(keys.slice(2).map(({ key_id }) => key_id)).toEqual(
+      Array.from({ length: keys.length - 2 }, (_unused, n) => `key_old${n + 1}`),
+    );
+    expect(keys.length).toBeLessThan(100);
+  });
+
+  test("are not read by what asks for others, however many there are", async () => {
+    let read = Number.NaN;
+    const counting = {
+      async query<Row>(text: string, params: readonly unknown[] = []): Promise<Row[]> {
+        const [row] = await db.query<{ "QUERY PLAN": { Plan: Plan }[] }>(
+          `EXPLAIN (ANALYZE, FORMAT JSON) ${text}`,
+          params,
+        );
+        read = rowsRead(row?.["QUERY PLAN"][0]?.Plan);
+        return [];
+      },
+    };
+    await keysOfCustomer(counting, asking.customer_id);
+    expect(read).toBeLessThan(300);
+  });
+});
+
+interface Plan {
+  readonly "Actual Rows": number;
+  readonly "Rows Removed by Filter"?: number;
+  readonly "Relation Name"?: string;
+  readonly Plans?: readonly Plan[];
+}
+
+/** Rows that were taken from tables, those that a filter threw away included. */
+function rowsRead(plan: Plan | undefined): number {
+  if (plan === undefined) return 0;
+  const own = plan["Relation Name"] === "api_keys" ? plan["Actual Rows"] + (plan["Rows Removed by Filter"] ?? 0) : 0;
+  return own + (plan.Plans ?? []).reduce((sum, inner) => sum + rowsRead(inner), 0);
+}

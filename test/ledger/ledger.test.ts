@@ -5,7 +5,7 @@ import { balanceOf, credit, transactionsOf } from "#ledger/ledger.ts";
 import { priceFor } from "#billing/prices.ts";
 import type { Database } from "#platform/database.ts";
 import { accept, assertBooksBalance, newCustomer } from "#test/support/ledger.ts";
-import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+import { createTestDatabase, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
 let db: Database;
@@ -13,7 +13,8 @@ beforeAll(async () => {
   database = await createTestDatabase({ poolMax: 20 });
   ({ db } = database);
 });
-afterEach(() => assertBooksBalance(db));
+// Nobody made the payments that are credited here.
+afterEach(() => assertBooksBalance(db, { madeUp: /credit evt_\S+ of \d+ mils has neither a payment nor/ }));
 afterAll(() => database.drop());
 
 test("a statement lists the newest entry first, each with the balance after it", async () => {
@@ -50,6 +51,54 @@ test("the same payment with another amount or customer is an error, not a repeti
   await expect(credit(db, { ...payment, customer_id: two.customer_id })).rejects.toThrow(/credited before/);
   expect(await balanceOf(db, two.customer_id)).toBe(0n);
 });
+
+test("a repeated payment fails nothing inside a transaction, and another credit under its reference says why not", async () => {
+  const [one, two] = [await newCustomer(db, mils(0)), await newCustomer(db, mils(0))];
+  const payment = { customer_id: one.customer_id, amount: mils(500), reference: "evt_within", detail: "top-up" };
+  await credit(db, payment);
+  const after = await db.transaction(async (tx) => {
+    expect(await credit(tx, payment)).toEqual({ credited: false, balance_mils: 500n });
+    const other = { ...payment, customer_id: two.customer_id };
+    await expect(credit(tx, other)).rejects.toThrow(
+      `credited before as 500 mils to ${one.customer_id}, not 500 mils to ${two.customer_id}`,
+    );
+    return credit(tx, { ...payment, reference: "evt_within_next", amount: mils(7) });
+  });
+  expect(after).toEqual({ credited: true, balance_mils: 507n });
+  expect(await balanceOf(db, two.customer_id)).toBe(0n);
+});
+
+test.each([
+  ["commits", "nothing is added", { status: "fulfilled", value: { credited: false } }, "rejected"],
+  ["fails", "one of those after it is credited", {}, expect.any(String)],
+])(
+  "a reference that another transaction credits just then is waited for: when it %s, %s",
+  async (end, _, same, other) => {
+    const [one, two] = [await newCustomer(db, mils(0)), await newCustomer(db, mils(0))];
+    const payment = { customer_id: one.customer_id, amount: mils(500), reference: `evt_met_${end}`, detail: "top-up" };
+    const entered = Promise.withResolvers<void>();
+    const ended = Promise.withResolvers<void>();
+    const first = db.transaction(async (tx) => {
+      await credit(tx, payment);
+      entered.resolve();
+      await ended.promise;
+      if (end === "fails") throw new Error("not after all");
+    });
+    await entered.promise;
+    const results = Promise.allSettled([
+      first,
+      db.transaction((tx) => credit(tx, payment)),
+      db.transaction((tx) => credit(tx, { ...payment, customer_id: two.customer_id })),
+    ]);
+    await untilWaitingForLocks(db, 2);
+    ended.resolve();
+    const [, ofSame, ofOther] = await results;
+    expect(ofSame).toMatchObject(same);
+    expect(ofOther.status).toEqual(other);
+    // Whoever came first is credited, and nobody else's balance has moved.
+    expect((await balanceOf(db, one.customer_id)) + (await balanceOf(db, two.customer_id))).toBe(500n);
+  },
+);
 
 test("refuses credits of nothing or less, and unknown customers", async () => {
   const { customer_id } = await newCustomer(db, mils(0));

@@ -49,7 +49,8 @@ export async function post(
   if (rows.length !== 1) throw new Error("not posted");
 }
 
-export const beginOf = (month: string): Date => new Date(`${month}-01T00:00:00Z`);
+/** Of a month; a moment is itself. */
+export const beginOf = (month: string): Date => new Date(month.length === 7 ? `${month}-01T00:00:00Z` : month);
 
 export async function statementText(
   db: Database,
@@ -57,10 +58,11 @@ export async function statementText(
   format: "json" | "csv",
   from: string,
   to: string,
+  complete = true,
 ): Promise<string> {
   const ranges = await statementRanges(db, customer, beginOf(from), beginOf(to));
   const parts = ranges.map((range) => ({ range, entries: statementEntries(db, customer, range) }));
-  const head = { customer_id: customer, month: from, complete: true };
+  const head = { customer_id: customer, month: from, complete };
   const pieces = format === "csv" ? statementCsv(head, parts) : statementJson(head, parts);
   return (await all(pieces)).join("");
 }

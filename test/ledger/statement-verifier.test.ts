@@ -62,7 +62,31 @@ test("finds real statements right, in both forms, mixed, and over months", async
     code: 0,
     said: ok,
   });
-  expect(await verdict(csv[1] ?? "")).toEqual({ code: 0, said: "OK: 4 entries, balance 0 mils, debt 900 mils" });
+});
+
+test("says from which entry on it verified, where the first file is not the first month", async () => {
+  for (const format of ["json", "csv"] as const) {
+    const [, november = ""] = await everyMonth(format);
+    const since = "balance from entry 2 (balance 500); what came before is not verified";
+    expect(await verdict(november)).toEqual({
+      code: 0,
+      said: `OK: 4 entries, balance 0 mils, debt 900 mils\n${since}`,
+    });
+  }
+});
+
+test("says which file was not complete when the next one does not continue it, or when it is the last", async () => {
+  for (const format of ["json", "csv"] as const) {
+    const partOf = await statementText(db, customer, format, "2025-11", "2025-11-30T12:00:00Z", false);
+    const [october = "", , december = ""] = await everyMonth(format);
+    const again = /\(\S+statement-1 was not complete: get that month again\)$/;
+    const followed = await verdict(october, partOf, december);
+    expect(followed).toEqual({ code: 1, said: expect.stringMatching(again) as string });
+    expect(followed.said).toMatch(/statement-2: balance opens with \(4, /);
+    const last = await verdict(october, partOf);
+    expect(last).toEqual({ code: 0, said: expect.stringMatching(again) as string });
+    expect(last.said).toContain("more entries may come in that month");
+  }
 });
 
 const TAMPERINGS: readonly (readonly [
@@ -94,8 +118,57 @@ const TAMPERINGS: readonly (readonly [
     "csv",
     /cus_\w+,debt,1,2025/,
     "cus_other,debt,1,2025",
-    /debt entry 1 is not what was hashed/,
+    /line \d+: \('cus_other', 'debt'\) is not between its opening and closing/,
   ],
+  [
+    "another customer's entry",
+    "json",
+    '{"seq":3,',
+    '{"customer_id":"cus_other","seq":3,',
+    /balance entry 3 is of another/,
+  ],
+  [
+    "another account's entry",
+    "json",
+    '{"seq":3,',
+    '{"account":"debt","seq":3,',
+    /balance entry 3 is of another account/,
+  ],
+  ["the customer of one account", "csv", /cus_\w+(,debt,)/g, "cus_other$1", /the statement is of two customers/],
+  [
+    "the entries before a second opening",
+    "csv",
+    /(cus_\w+,balance),3,/,
+    `$1,2,,opening,,999999,,,2025-11,,${"ab".repeat(32)}\r\n$1,3,`,
+    /line \d+ opens an account before the one before it is closed/,
+  ],
+  [
+    "an entry after the last closing",
+    "csv",
+    /$/,
+    "cus_x,debt,2,,credit,7,7,,x,x,,\r\n",
+    /is not between its opening and/,
+  ],
+  [
+    "an entry after the first closing",
+    "csv",
+    /(?=cus_\w+,debt,0,,opening)/,
+    "cus_x,balance,5,,credit,7,7,,x,x,,\r\n",
+    /is not between/,
+  ],
+  ["a second closing", "csv", /(cus_\w+,balance,4,,closing.*\r\n)/, "$1$1", /is not between its opening and closing/],
+  ["a second debt account", "csv", /(cus_\w+,debt,[^]*)$/, "$1$1", /the statement is not whole/],
+  ["a cell too few", "csv", /,\w+(\r\n)(?=cus_\w+,balance,3,)/, "$1", /too many cells, or too few/],
+  ["a cell too many", "csv", /(\r\n)(?=cus_\w+,balance,3,)/, ",x$1", /too many cells, or too few/],
+  ["a column that stands twice", "csv", "rollout_id", "amount_mils", /a name stands twice/],
+  [
+    "a name that stands twice",
+    "json",
+    '"amount_mils":-70',
+    '"amount_mils":-7,"amount_mils":-70',
+    /a name stands twice/,
+  ],
+  ["a list of entries that stands twice", "json", '"entries":[', '"entries":[],"entries":[', /a name stands twice/],
 ];
 
 test.each(TAMPERINGS)("names %s that was changed in a file (%s)", async (_, format, from, to, said) => {

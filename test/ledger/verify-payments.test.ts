@@ -7,7 +7,7 @@ import { clawBack } from "#ledger/clawback.ts";
 import { credit } from "#ledger/ledger.ts";
 import { auditLedger, verifyLedger } from "#ledger/verify.ts";
 import type { Database } from "#platform/database.ts";
-import { accept, newCustomer } from "#test/support/ledger.ts";
+import { accept, grant, newCustomer } from "#test/support/ledger.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
 
 import { auditAfter, tamperWith } from "./tampering.ts";
@@ -51,22 +51,22 @@ beforeAll(async () => {
   await clawBack(db, { customer_id: customer, amount: mils(10_000), reference: "pi_1", detail: "refund" });
   await clawBack(db, { customer_id: customer, amount: mils(40_000), reference: "pi_1", detail: "dispute" });
   // Debt 200 mils, of which the next credit pays a part.
-  await credit(db, { customer_id: customer, amount: mils(50), reference: "grant_1", detail: "goodwill" });
+  await grant(db, { customer_id: customer, amount: mils(50), reference: "grant_1" });
 });
 afterAll(() => database.drop());
 
 test("finds nothing where payments, disputes and debt agree with the ledger", async () => {
   const { checked, problems } = await auditLedger(db);
   expect(problems).toEqual([]);
-  expect(checked).toEqual({ accounts: 4, entries: 10, rollouts: 1, payments: 1, operator_actions: 1 });
+  expect(checked).toEqual({ accounts: 4, entries: 10, rollouts: 1, payments: 1, operator_actions: 3 });
 });
 
 test("one customer alone can be audited", async () => {
   const { checked, problems } = await auditLedger(db, { customer: other });
   expect(problems).toEqual([]);
-  expect(checked).toEqual({ accounts: 2, entries: 1, rollouts: 0, payments: 0, operator_actions: 0 });
+  expect(checked).toEqual({ accounts: 2, entries: 1, rollouts: 0, payments: 0, operator_actions: 1 });
   const whole = await auditLedger(db, { customer });
-  expect(whole.checked).toEqual({ accounts: 2, entries: 9, rollouts: 1, payments: 1, operator_actions: 1 });
+  expect(whole.checked).toEqual({ accounts: 2, entries: 9, rollouts: 1, payments: 1, operator_actions: 2 });
 });
 
 test("says how far it is, and stops when told to", async () => {
@@ -116,6 +116,16 @@ const TAMPERINGS: readonly (readonly [what: string, statements: string, problem:
     "a dispute that was won without anything given back",
     "UPDATE payment_disputes SET state = 'won'",
     /payment pi_1: 50000 mils clawed back, refunds and disputes make it 10000/,
+  ],
+  [
+    "a refund that failed without anything given back",
+    "INSERT INTO payment_refunds (id, payment_id, amount_cents, state) VALUES ('re_1', 'pi_1', 100, 'failed')",
+    /payment pi_1: 50000 mils clawed back, refunds and disputes make it 45000/,
+  ],
+  [
+    "a refund that was not taken back",
+    "UPDATE payment_disputes SET state = 'won'; INSERT INTO payment_refunds (id, payment_id, amount_cents, state) VALUES ('re_1', 'pi_1', 100, 'succeeded'), ('re_2', 'pi_1', 90, 'pending')",
+    /payment pi_1: 50000 mils clawed back, refunds and disputes make it 19000/,
   ],
   ["a payment, removed", "DELETE FROM payments", /balance entry 1: credit of pi_1, an unknown payment/],
   [

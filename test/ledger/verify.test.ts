@@ -38,6 +38,11 @@ test("the auditor's hash and the database's agree on every kind of entry", async
     reference: "evt_é·🎥",
     detail: "ünïcode · \u0000".slice(0, -1),
   });
+  await db.query(
+    `INSERT INTO operator_actions (operator, action, customer_id, reason, reference, details)
+     VALUES ('a test', 'credits grant', $1, 'a test', 'evt_é·🎥', '{"amount_mils": 1152921504606846976}')`,
+    [customer_id],
+  );
   expect(await verifyLedger(db)).toEqual([]);
 });
 
@@ -150,6 +155,11 @@ const TAMPERINGS: readonly [string, string, RegExp][] = [
     /0 debits of 0 mils in the ledger, expected one of -245[^]*1 ledger entries of another customer or kind name it/,
   ],
   [
+    "a rollout's price, with everything that follows from it",
+    `UPDATE rollouts SET price_mils_per_frame = 0, charge_mils = 0 WHERE customer_id = $1 AND status = 'queued'`,
+    /rollout_\w+: charged 0 mils a frame, the price was 5/,
+  ],
+  [
     "an account, removed",
     "DELETE FROM accounts WHERE customer_id = $1 AND account = 'debt'",
     /cus_[0-9a-f]+: has no debt account/,
@@ -169,6 +179,33 @@ const TAMPERINGS: readonly [string, string, RegExp][] = [
 test.each(TAMPERINGS)("notices %s that was tampered with", async (_, tampering, problem) => {
   expect((await auditAfter(db, tamperWith(tampering, customer))).join("\n")).toMatch(problem);
   expect(await verifyLedger(db)).toEqual([]); // and it was undone
+});
+
+test("one entry that was changed is not found again in each that follows", async () => {
+  const problems = await auditAfter(db, (tx) =>
+    tx.query("UPDATE ledger_entries SET amount_mils = amount_mils + 1 WHERE customer_id = $1 AND seq = 2", [customer]),
+  );
+  expect(problems.filter((problem) => problem.startsWith(customer))).toEqual([
+    `${customer}/balance entry 2: is not what was hashed`,
+    `${customer}/balance entry 2: says 9755 mils afterwards, the entries add up to 9756`,
+  ]);
+});
+
+test("a price counts from its date on for whom it is meant; a minute is left for its way into the database", async () => {
+  const key = await newCustomer(db, mils(10_000));
+  const { id } = await accept(db, key);
+  const verdict = (effective: string, customerId: string): Promise<readonly string[]> =>
+    auditAfter(db, (tx) =>
+      tx.query(
+        `INSERT INTO prices (customer_id, mils_per_frame, effective_from, note)
+         SELECT $1, 4, created_at + $2::interval, 'a test' FROM rollouts WHERE id = $3`,
+        [customerId, effective, id],
+      ),
+    );
+  expect(await verdict("-61 seconds", key.customer_id)).toEqual([`${id}: charged 5 mils a frame, the price was 4`]);
+  expect(await verdict("-59 seconds", key.customer_id)).toEqual([]);
+  expect(await verdict("1 microsecond", key.customer_id)).toEqual([]);
+  expect(await verdict("-1 day", customer)).not.toContainEqual(expect.stringContaining(id));
 });
 
 test("audits a system that is at work without false alarms", async () => {
@@ -196,6 +233,11 @@ test("goes through more entries than one page", async () => {
        INSERT INTO ledger_entries (customer_id, account, seq, kind, amount_mils, balance_after_mils, reference, detail, created_at, prev_hash, hash)
        SELECT customer_id, account, seq, 'credit', 1, balance_mils, 'page-' || i, 'x', now(), prev_hash, head_hash FROM moved;
      END LOOP; END $$`,
+  );
+  await db.query(
+    `INSERT INTO operator_actions (operator, action, customer_id, reason, reference, details)
+     SELECT 'a test', 'credits grant', $1, 'a test', 'page-' || i, '{"amount_mils": 1}' FROM generate_series(1, 2100) i`,
+    [customer_id],
   );
   expect(await verifyLedger(db)).toEqual([]);
   const problems = await auditAfter(db, (tx) =>

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 
-import { connectAlone, createDatabase, type Database } from "#platform/database.ts";
+import { connectAlone, createDatabase, type Database, isAway, isUndone } from "#platform/database.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { createTestDatabase, silentLog, type TestDatabase, untilWaitingForLocks } from "#test/support/postgres.ts";
 
@@ -159,6 +159,64 @@ test("a connection of one's own waits neither for the pool nor for a statement t
   await expect(own.query("SELECT 1")).rejects.toThrow(/closed|not queryable/);
   only.release();
   await busy.stop();
+});
+
+/** What a statement failed with. */
+const failureOf = (run: Promise<unknown>): Promise<unknown> =>
+  run.then(
+    () => {
+      throw new Error("it did not fail");
+    },
+    (error: unknown) => error,
+  );
+
+test("what PostgreSQL rolled back, or never got, is told apart from what may have been committed", async () => {
+  await db.query("CREATE TABLE once (text text PRIMARY KEY)");
+  const late = db.transaction(async (tx) => {
+    await tx.query("SET LOCAL statement_timeout = 10");
+    await tx.query("SELECT pg_sleep(10)");
+  });
+  const nobody = createDatabase({ url: "postgres://nobody@127.0.0.1:1/none", log: silentLog });
+  const full = createDatabase({ url: database.url, log: silentLog, poolMax: 1 });
+  full.pool.options.connectionTimeoutMillis = 50;
+  const only = await full.pool.connect();
+  const failures = [
+    db.query("SELECT 1 / 0"),
+    db.query("INSERT INTO once VALUES (NULL)"),
+    db.query("SELECT * FROM nowhere"),
+    late,
+    nobody.query("SELECT 1"),
+    full.query("SELECT 1"),
+  ];
+  const errors = await Promise.all(failures.map(failureOf));
+  expect(errors.filter((error) => !isUndone(error))).toEqual([]);
+  const pid = await only.query<{ pid: number }>("SELECT pg_backend_pid() AS pid");
+  const running = failureOf(only.query("INSERT INTO once SELECT pg_sleep(10)::text"));
+  await expect
+    .poll(() => db.query("SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'", [pid.rows[0]?.pid]))
+    .toHaveLength(1);
+  only.on("error", () => undefined);
+  await db.query("SELECT pg_terminate_backend($1)", [pid.rows[0]?.pid]);
+  expect(isUndone(await running)).toBe(false);
+  const lost = ["Connection terminated unexpectedly", "Query read timeout"].map((message) => new Error(message));
+  for (const error of [...lost, Object.assign(new Error("read ECONNRESET"), { code: "ECONNRESET" })]) {
+    expect([isUndone(error), isAway(error)]).toEqual([false, true]);
+  }
+  only.release(true);
+  await Promise.all([nobody.stop(), full.stop()]);
+});
+
+/** With that SQLSTATE. */
+const failing = (code: string): Promise<unknown> => failureOf(db.query("SELECT fail($1)", [code]));
+
+test("a database that is away, full or held up is told apart from a statement that is wrong", async () => {
+  for (const code of ["08006", "53300", "57P01", "57014", "55P03", "25P03", "40001", "40P01"]) {
+    expect([code, isAway(await failing(code))]).toEqual([code, true]);
+  }
+  for (const code of ["23505", "22012", "42501", "P0001", "XX000"]) {
+    expect([code, isAway(await failing(code))]).toEqual([code, false]);
+  }
+  expect(isAway(new Error("something else"))).toBe(false);
 });
 
 test("stopping twice is the same as once", async () => {

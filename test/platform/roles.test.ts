@@ -16,7 +16,7 @@ import { tryLead } from "#rollouts/leader.ts";
 import { deleteDeadLeases, readAbandoned } from "#rollouts/leases.ts";
 import { settle } from "#rollouts/settle.ts";
 import { deleteOldIdempotencyKeys, nextOverdue, postpone, readExpired } from "#rollouts/sweep.ts";
-import { accept, dispatch, failed, newCustomer, newRollout } from "#test/support/ledger.ts";
+import { accept, dispatch, failed, newCustomer, newRollout, owe } from "#test/support/ledger.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
@@ -172,7 +172,7 @@ test("the gateway reads the secret that signs its links, and nobody's password",
 test("a rollout is paid by the gateway's role and settled by the settlement's, its refund paying a debt first", async () => {
   const key = await newCustomer(owner, mils(245));
   const { rollout } = await acceptRollout(as.gateway, newRollout(key));
-  await owner.query("SELECT post_ledger_entry($1, 'debt', 'clawback', 100, 'test', 'taken back')", [key.customer_id]);
+  await owe(owner, key.customer_id, 1);
   await dispatch(as.scheduler, rollout.id);
   expect(await settle(as.settlement, rollout.id, 1, failed())).toMatchObject({ settled: true });
 

@@ -36,12 +36,16 @@ export type Operation =
 export type StripeSays =
   | { readonly session: "paid" | "expired" | "async failed" }
   | { readonly refunded_cents: number }
+  | { readonly refund: number; readonly state: RefundState }
   | { readonly dispute: number; readonly state: DisputeState };
-export const DISPUTE_STATES = ["inquiry", "open", "lost", "won"] as const;
+export const DISPUTE_STATES = ["inquiry", "inquiry closed", "open", "lost", "won"] as const;
 export type DisputeState = (typeof DISPUTE_STATES)[number];
+export const REFUND_STATES = ["pending", "succeeded", "failed"] as const;
+export type RefundState = (typeof REFUND_STATES)[number];
 
-/** In cents: what each customer's top-ups are about, and what the disputes of a payment are about. */
+/** In cents: what each customer's top-ups are about, and what the refunds and disputes of a payment are about. */
 export const TOPUP_CENTS = [5, 20, 9, 30] as const;
+export const REFUND_CENTS = [3, 12] as const;
 export const DISPUTE_CENTS = [4, 25] as const;
 /** The last of them is paid in another currency, and so never credited. */
 export const FOREIGN_PAYMENT = TOPUP_CENTS.length - 1;
@@ -101,7 +105,9 @@ interface Customer {
 
 interface Payment {
   paid: boolean;
+  /** The most that was ever said in all. */
   refundedCents: number;
+  refunds: Map<number, RefundState>;
   disputes: Map<number, DisputeState>;
   credited: number;
   clawedBack: number;
@@ -145,6 +151,7 @@ export function createModel(customers: number, keys: number): Model {
       payments: TOPUP_CENTS.map(() => ({
         paid: false,
         refundedCents: 0,
+        refunds: new Map(),
         disputes: new Map(),
         credited: 0,
         clawedBack: 0,
@@ -165,6 +172,12 @@ function post(customer: Customer, kind: string, amount: number, rollout: number 
   if (repaid === 0) return;
   customer.balance.push(["clawback", -repaid, sumOf(customer.balance) - repaid, null]);
   owe(customer, -repaid);
+}
+
+/** States only ever go forward. */
+function advance<S>(order: readonly S[], states: Map<number, S>, which: number, to: S): void {
+  const before = states.get(which);
+  if (before === undefined || order.indexOf(to) > order.indexOf(before)) states.set(which, to);
 }
 
 function owe(customer: Customer, amount: number): void {
@@ -269,11 +282,8 @@ function modelOf(state: State): Model {
     const { says } = operation;
     if ("session" in says) payment.paid ||= says.session === "paid";
     else if ("refunded_cents" in says) payment.refundedCents = Math.max(payment.refundedCents, says.refunded_cents);
-    else {
-      const before = payment.disputes.get(says.dispute);
-      const rank = (state: DisputeState): number => DISPUTE_STATES.indexOf(state);
-      if (before === undefined || rank(says.state) > rank(before)) payment.disputes.set(says.dispute, says.state);
-    }
+    else if ("refund" in says) advance(REFUND_STATES, payment.refunds, says.refund, says.state);
+    else advance(DISPUTE_STATES, payment.disputes, says.dispute, says.state);
 
     const paid = (TOPUP_CENTS[operation.payment] ?? 0) * 100;
     if (payment.paid && payment.credited === 0 && operation.payment !== FOREIGN_PAYMENT) {
@@ -283,7 +293,14 @@ function modelOf(state: State): Model {
     const disputed = [...payment.disputes]
       .filter(([, disputeState]) => disputeState === "open" || disputeState === "lost")
       .reduce((cents, [dispute]) => cents + (DISPUTE_CENTS[dispute] ?? 0), 0);
-    const takenBack = Math.min(payment.credited, (payment.refundedCents + disputed) * 100);
+    let [standing, failed] = [0, 0];
+    for (const [refund, refundState] of payment.refunds) {
+      const cents = REFUND_CENTS[refund] ?? 0;
+      if (refundState === "failed") failed += cents;
+      else standing += cents;
+    }
+    const refunded = Math.max(standing, payment.refundedCents - failed);
+    const takenBack = Math.min(payment.credited, (refunded + disputed) * 100);
     if (takenBack > payment.clawedBack) clawBack(customer, takenBack - payment.clawedBack);
     if (takenBack < payment.clawedBack) post(customer, "clawback", payment.clawedBack - takenBack);
     payment.clawedBack = takenBack;

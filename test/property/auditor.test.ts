@@ -6,7 +6,7 @@ import { randomBytes } from "node:crypto";
 
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
-import { verifyLedger } from "#ledger/verify.ts";
+import { auditLedger } from "#ledger/verify.ts";
 import { createDatabase, type Database } from "#platform/database.ts";
 import { acceptRollout, type NewRollout } from "#rollouts/accept.ts";
 import { createAcceptor } from "#rollouts/acceptor.ts";
@@ -14,7 +14,7 @@ import { type Leadership, tryLead } from "#rollouts/leader.ts";
 import { type PgProxy, startPgProxy } from "#test/support/pg-proxy.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
 
-import type { SystemParts } from "./auditor-system.ts";
+import { MADE_UP, type SystemParts } from "./auditor-system.ts";
 import { checkConcurrent } from "./concurrent-check.ts";
 import { installErrorTrigger } from "./database-faults.ts";
 import { newRolloutId } from "#contract/ids.ts";
@@ -53,6 +53,12 @@ afterAll(async () => {
   await database.drop();
 });
 
+/** What `ledger verify` finds, but for the clawbacks of the histories: nobody made the payments that they name. */
+async function disagreements(): Promise<string[]> {
+  const { problems } = await auditLedger(database.db, { problemsMax: Infinity });
+  return problems.filter((problem) => !problem.includes(MADE_UP));
+}
+
 async function openLane(index: number, { db: quiet, url } = database, epoch = leader.epoch): Promise<Lane> {
   const sequence = `lane_${index}`;
   await quiet.query(`CREATE SEQUENCE ${sequence}`);
@@ -69,7 +75,7 @@ test(
   `${SEQUENTIAL_RUNS} histories, one step after the other: every answer and all books are the model's`,
   async () => {
     await assertHistories({ histories: sequentialHistories, runs: SEQUENTIAL_RUNS, lanes, check: checkSequential });
-    expect(await verifyLedger(database.db)).toEqual([]);
+    expect(await disagreements()).toEqual([]);
   },
   300_000 * TIMES,
 );
@@ -78,7 +84,7 @@ test(
   `${CONCURRENT_RUNS} histories of many things at once: what was answered explains the books`,
   async () => {
     await assertHistories({ histories: concurrentHistories, runs: CONCURRENT_RUNS, lanes, check: checkConcurrent });
-    expect(await verifyLedger(database.db)).toEqual([]);
+    expect(await disagreements()).toEqual([]);
   },
   300_000 * TIMES,
 );

@@ -4,7 +4,14 @@ import * as fc from "fast-check";
 import type { Outcome } from "#contract/jobs.ts";
 import { expired, failed, succeeded } from "#test/support/ledger.ts";
 
-import { DISPUTE_CENTS, DISPUTE_STATES, type Operation, TOPUP_CENTS } from "./auditor-model.ts";
+import {
+  DISPUTE_CENTS,
+  DISPUTE_STATES,
+  type Operation,
+  REFUND_CENTS,
+  REFUND_STATES,
+  TOPUP_CENTS,
+} from "./auditor-model.ts";
 import type { DatabaseFault } from "./database-faults.ts";
 
 export const CUSTOMERS = 2;
@@ -68,6 +75,7 @@ const event = fc.record({
       session: fc.constantFrom("paid" as const, "paid" as const, "expired" as const, "async failed" as const),
     }),
     fc.record({ refunded_cents: fc.nat({ max: 30 }) }),
+    fc.record({ refund: fc.nat({ max: REFUND_CENTS.length - 1 }), state: fc.constantFrom(...REFUND_STATES) }),
     fc.record({ dispute: fc.nat({ max: DISPUTE_CENTS.length - 1 }), state: fc.constantFrom(...DISPUTE_STATES) }),
   ),
   copy: fc.nat({ max: 1 }),

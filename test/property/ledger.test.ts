@@ -3,12 +3,13 @@ import { randomBytes } from "node:crypto";
 import * as fc from "fast-check";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
+import { grantCredit } from "#billing/operator.ts";
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId, RolloutId } from "#contract/ids.ts";
 import type { Outcome } from "#contract/jobs.ts";
 import { mils } from "#contract/mils.ts";
 import { createKey, revokeKey } from "#keys/keys.ts";
-import { balanceOf, credit, transactionsOf } from "#ledger/ledger.ts";
+import { balanceOf, transactionsOf } from "#ledger/ledger.ts";
 import { verifyLedger } from "#ledger/verify.ts";
 import type { Database } from "#platform/database.ts";
 import { acceptRollout } from "#rollouts/accept.ts";
@@ -89,7 +90,8 @@ async function createRealLedger(): Promise<{ customer_id: CustomerId; apply(acti
   async function apply(action: Action): Promise<Reply> {
     if (action.do === "credit") {
       const reference = `${customer}-${action.payment}`;
-      const { credited } = await credit(db, { customer_id, amount: mils(action.amount), reference, detail: "top-up" });
+      const by = { operator: "a test", reason: "history" };
+      const { credited } = await grantCredit(db, { customer_id, amount: mils(action.amount), reference, ...by });
       return credited ? "done" : "nothing";
     }
     if (action.do === "accept") return await accept(action);
@@ -127,7 +129,7 @@ async function createRealLedger(): Promise<{ customer_id: CustomerId; apply(acti
         if (error instanceof ApiError && error.code === "insufficient_credits") return "too little";
         if (error instanceof ApiError && error.code === "idempotency_mismatch") return "mismatch";
         if (error instanceof ApiError && error.code === "revoked_key") return "revoked";
-        if (error instanceof Error && error.message.includes("was credited before")) return "conflict";
+        if (error instanceof Error && error.message.includes("stands for a credit")) return "conflict";
         throw error;
       }),
   };

@@ -3,7 +3,14 @@ import { createHash } from "node:crypto";
 
 import type { StripeEvent } from "#billing/events.ts";
 
-import { DISPUTE_CENTS, type DisputeState, FOREIGN_PAYMENT, type Operation, TOPUP_CENTS } from "./auditor-model.ts";
+import {
+  DISPUTE_CENTS,
+  type DisputeState,
+  FOREIGN_PAYMENT,
+  type Operation,
+  REFUND_CENTS,
+  TOPUP_CENTS,
+} from "./auditor-model.ts";
 
 const hash = (text: string): string => createHash("sha256").update(text).digest("hex").slice(0, 32);
 
@@ -12,6 +19,7 @@ export const paymentId = (customer: string, payment: number): string => `pi_${ha
 
 const STATUS_OF = {
   inquiry: "warning_needs_response",
+  "inquiry closed": "warning_closed",
   open: "needs_response",
   lost: "lost",
   won: "won",
@@ -48,6 +56,15 @@ export function eventOf(customer: string, operation: Operation & { do: "event" }
   if ("refunded_cents" in says) {
     const { refunded_cents: amount_refunded } = says;
     return envelope("charge.refunded", { id: "ch_1", amount_refunded, payment_intent, metadata: { topup_id } });
+  }
+  if ("refund" in says) {
+    const type = { pending: "refund.created", succeeded: "charge.refund.updated", failed: "refund.failed" }[says.state];
+    return envelope(type, {
+      id: `re_${hash(`${payment_intent} ${says.refund}`)}`,
+      amount: REFUND_CENTS[says.refund] ?? 0,
+      status: says.state,
+      payment_intent,
+    });
   }
   const { dispute, state } = says;
   return envelope(state === "won" || state === "lost" ? "charge.dispute.closed" : "charge.dispute.created", {

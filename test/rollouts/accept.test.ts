@@ -291,7 +291,7 @@ test("each rollout keeps the price that it was charged at", async () => {
   const key = await newCustomer(db);
   const before = await accept(db, key);
   await db.query(
-    "INSERT INTO prices (customer_id, mils_per_frame, effective_from, note) VALUES ($1, 7, '2020-01-01', 'test')",
+    "INSERT INTO prices (customer_id, mils_per_frame, effective_from, note) VALUES ($1, 7, now(), 'test')",
     [key.customer_id],
   );
   const after = await accept(db, key);
@@ -306,7 +306,7 @@ test("each rollout keeps the price that it was charged at", async () => {
 test("a customer whose price is zero is served, with an entry of zero", async () => {
   const key = await newCustomer(db, mils(1));
   await db.query(
-    "INSERT INTO prices (customer_id, mils_per_frame, effective_from, note) VALUES ($1, 0, '2020-01-01', 'test')",
+    "INSERT INTO prices (customer_id, mils_per_frame, effective_from, note) VALUES ($1, 0, now(), 'test')",
     [key.customer_id],
   );
   const free = await accept(db, key);

@@ -328,3 +328,64 @@ test("a deadlock that PostgreSQL broke is tried again, unseen by the callers", a
   }
   expect(await balanceOf(db, key.customer_id)).toBe(mils(1_000_000n - 10n * CHARGE));
 });
+
+test("who has gone before their statement begins is charged nothing; who goes during it is in", async () => {
+  const key = await newCustomer(db);
+  const sql = watched(db);
+  const acceptor = createAcceptor(sql);
+  expect(await told(acceptor.accept(newRollout(key), AbortSignal.abort()))).toBe("client_closed_request");
+  expect(sql.batches).toEqual([]);
+
+  const callers = Array.from({ length: 8 }, () => new AbortController());
+  let results: Promise<string[]> | undefined;
+  await whileHeld(key, async () => {
+    results = Promise.all(callers.map(({ signal }) => told(acceptor.accept(newRollout(key), signal))));
+    await untilWaitingForLocks(db, 1);
+    for (const n of [0, 1, 4, 7]) callers[n]?.abort();
+  });
+  expect(await results).toEqual([
+    "accepted",
+    "client_closed_request",
+    "accepted",
+    "accepted",
+    "client_closed_request",
+    "accepted",
+    "accepted",
+    "client_closed_request",
+  ]);
+  expect(sql.batches.map((ids) => ids.length)).toEqual([1, 4]);
+  expect(await balanceOf(db, key.customer_id)).toBe(mils(1_000_000n - 5n * CHARGE));
+});
+
+test("a copy whose idempotency key a gone caller had asked under first is served", async () => {
+  const key = await newCustomer(db);
+  const acceptor = createAcceptor(db);
+  const payload = { idempotency_key: "handed on", fingerprint: fingerprint("handed on") };
+  const leave = new AbortController();
+  const first = told(acceptor.accept(newRollout(key)));
+  const gone = told(acceptor.accept(newRollout(key, payload), leave.signal));
+  const copy = told(acceptor.accept(newRollout(key, payload)));
+  leave.abort();
+  expect(await Promise.all([first, gone, copy])).toEqual(["accepted", "client_closed_request", "accepted"]);
+});
+
+test("where one spoils a statement, those whose part of it is through are answered while the others still wait", async () => {
+  const key = await newCustomer(db);
+  const firstAnswered = Promise.withResolvers<void>();
+  let statements = 0;
+  const acceptor = createAcceptor({
+    query: async (text, params) => {
+      // The first alone, all eight, their first half; the second half waits for the first half's callers.
+      if (text.includes("ledger_chain") && ++statements === 4) await firstAnswered.promise;
+      return db.query(text, params);
+    },
+  });
+  const asked = Array.from({ length: 9 }, (_, n) =>
+    newRollout(key, n === 8 ? { idempotency_key: "x".repeat(256) } : {}),
+  );
+  const results = asked.map((r) => acceptor.accept(r));
+  const all = Promise.allSettled(results);
+  await Promise.all(results.slice(0, 5));
+  firstAnswered.resolve();
+  expect((await all).flatMap(({ status }, n) => (status === "rejected" ? [n] : []))).toEqual([8]);
+});

@@ -4,12 +4,12 @@ import { randomBytes } from "node:crypto";
 import { assert, asyncProperty, double, integer, record } from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 
+import { adjustBalance } from "#billing/operator.ts";
 import { newRequestId, type RolloutId } from "#contract/ids.ts";
 import type { Outcome } from "#contract/jobs.ts";
 import { mils } from "#contract/mils.ts";
 import { closeCustomer } from "#keys/close.ts";
 import type { CreatedKey } from "#keys/keys.ts";
-import { clawBack } from "#ledger/clawback.ts";
 import { accountsOf, balanceOf } from "#ledger/ledger.ts";
 import type { Database } from "#platform/database.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
@@ -23,6 +23,7 @@ import {
   failed,
   newCustomer,
   newRollout,
+  owe as oweCents,
   succeeded,
 } from "#test/support/ledger.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
@@ -59,11 +60,12 @@ const entriesOf = (requestId: string): Promise<Entry[]> =>
     [requestId],
   );
 
-/** Stripe took back more than was left. Named so that the auditor takes it for an operator's test, not for a payment. */
+/** The balance is gone, and Stripe took a payment of whole cents back. */
 async function owe(key: CreatedKey, amount: number): Promise<void> {
   const balance = await balanceOf(db, key.customer_id);
-  const taken = { customer_id: key.customer_id, amount: mils(balance + BigInt(amount)) };
-  await db.transaction((tx) => clawBack(tx, { ...taken, reference: "test", detail: "taken back" }));
+  const gone = { customer_id: key.customer_id, reference: `adjust_${key.key_id}`, operator: "a test", reason: "spent" };
+  if (balance > 0n) await adjustBalance(db, { ...gone, amount: mils(0n - balance) });
+  await oweCents(db, key.customer_id, amount / 100);
   expect(await accountsOf(db, key.customer_id)).toEqual({ balance_mils: 0n, debt_mils: BigInt(amount) });
 }
 

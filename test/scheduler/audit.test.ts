@@ -41,17 +41,24 @@ test("verifies at start when it never was, and records that the books balance", 
 
 test("does not verify again within a day, and does after it", async () => {
   await db.query("INSERT INTO ledger_checks (checked_at, problems) VALUES (now() - interval '23 hours', 0)");
-  const looked: string[] = [];
+  const looked = Promise.withResolvers<void>();
+  let audits = 0;
   const watched: Database = {
     ...db,
-    query: (text, params) => {
-      looked.push(text);
-      return db.query(text, params);
+    query: async <Row>(text: string, params?: readonly unknown[]) => {
+      const rows = await db.query<Row>(text, params);
+      setImmediate(looked.resolve); // after all that follows from the answer at once, such as the begin of an audit
+      return rows;
+    },
+    transaction: (run) => {
+      audits += 1;
+      return db.transaction(run);
     },
   };
   const audit = startAudit({ db: watched, log });
-  await expect.poll(() => looked.length).toBe(1);
+  await looked.promise;
   await audit.stop();
+  expect(audits).toBe(0);
   expect(await checks()).toHaveLength(1);
 
   await db.query("UPDATE ledger_checks SET checked_at = now() - interval '25 hours'");

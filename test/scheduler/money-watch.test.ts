@@ -1,6 +1,7 @@
 import { Registry } from "prom-client";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
+import { recordReconciled } from "#billing/reconciled.ts";
 import { readBooks } from "#ledger/books.ts";
 import { moneyMetricsOf } from "#ledger/metrics.ts";
 import { mils } from "#contract/mils.ts";
@@ -23,6 +24,9 @@ const NOTHING = {
   verified_at_s: 0,
   problems: 0,
   payments_with_problem: 0,
+  reconciled_at_s: 0,
+  disagreements: {},
+  unread_events: 0,
 };
 
 test("fresh books show nothing, and what is unsettled, overdue, verified or wrong shows up", async () => {
@@ -37,8 +41,17 @@ test("fresh books show nothing, and what is unsettled, overdue, verified or wron
   await db.query(
     `INSERT INTO payments (id, paid_cents, problem) VALUES ('pi_1', 500, 'paid in eur'), ('pi_2', 500, NULL)`,
   );
+  await recordReconciled(db, { at: new Date(2_000_000), disagreements: { amount_differs: 2 } });
+  await db.query(
+    `INSERT INTO stripe_events_unread (id, type, why, first_seen_at)
+     VALUES ('evt_1', 'x', 'y', now()), ('evt_2', 'x', 'y', now()), ('evt_3', 'x', 'y', now() - interval '31 days')`,
+  );
+  await db.query(
+    `INSERT INTO stripe_events (id, type, created_at, outcome) VALUES ('evt_2', 'x', now(), 'read later')`,
+  );
   const books = await readBooks(db);
   expect(books).toMatchObject({ unsettled: 2, verified_at_s: 1000, problems: 3, payments_with_problem: 1 });
+  expect(books).toMatchObject({ reconciled_at_s: 2000, disagreements: { amount_differs: 2 }, unread_events: 1 });
   expect(Math.round(books.oldest_unsettled_s / 5)).toBe(40);
   expect(Math.round(books.most_overdue_s / 5)).toBe(18);
 
@@ -57,7 +70,12 @@ test("the leader's gauges show the books, and a leader that stops shows zeros", 
   await expect.poll(() => value("dream_ledger_read_at_seconds")).toBe(5_000);
   expect(await value("dream_ledger_problems")).toBe(3);
   expect(await value("dream_money_unsettled_rollouts")).toBe(1);
+  expect(await value("dream_money_reconciled_at_seconds")).toBe(2_000);
+  expect(await value("dream_money_unread_events")).toBe(1);
+  const line = /^dream_money_reconcile_disagreements\{kind="amount_differs"\} (\d+)$/m;
+  expect(line.exec(await registry.metrics())?.[1]).toBe("2");
   await watch.stop();
+  expect(line.exec(await registry.metrics())?.[1]).toBe("0");
   expect(await value("dream_ledger_problems")).toBe(0);
   expect(await value("dream_ledger_read_at_seconds")).toBe(0);
 });

@@ -4,6 +4,7 @@ import { Registry } from "prom-client";
 import { afterEach, beforeEach, expect, test } from "vitest";
 
 import { startCheckout } from "#billing/checkout.ts";
+import { daysToCompare, lastReconciled, recordReconciled } from "#billing/reconciled.ts";
 import { mils } from "#contract/mils.ts";
 import type { CreatedKey } from "#keys/keys.ts";
 import { balanceOf } from "#ledger/ledger.ts";
@@ -63,6 +64,7 @@ async function payUnheard(): Promise<string> {
   return payment;
 }
 
+const ago = (days: number) => new Date(Date.now() - days * 86_400_000);
 const shown = async (registry: Registry, line: RegExp) => line.exec(await registry.metrics())?.[1];
 
 test("the leader finds what no webhook brought, at its start, and says when it looked and what it moved", async () => {
@@ -88,6 +90,56 @@ test("a round that fails does not count as a look, and nothing is half done", as
   await expect.poll(() => balanceOf(database.db, key.customer_id), POLL).toBe(mils(250_000));
   await reconciler?.stop();
   expect(await shown(registry, /^dream_money_reconciled_at_seconds (\d{10})/m)).toBeUndefined();
+});
+
+test("what came of the last look outlives its scheduler, and the next one looks back over all that it missed", async () => {
+  const first = new Registry();
+  const payment = await payUnheard();
+  const [session] = stripe.books.sessions.values();
+  start(first);
+  await expect.poll(() => lastReconciled(database.db), POLL).not.toBeNull();
+  await reconciler?.stop();
+  expect((await lastReconciled(database.db))?.disagreements).toEqual({});
+  // Ten days later, of which the first seven saw no scheduler: a refund that nobody told of.
+  await recordReconciled(database.db, { at: ago(10), disagreements: {} });
+  await database.db.query(`UPDATE stripe_reconciled SET at = $1`, [ago(10)]);
+  stripe.books.refund(payment, 400);
+  for (const event of stripe.books.events) Object.assign(event, { created: Math.floor(ago(7).getTime() / 1000) });
+  Object.assign(session ?? {}, { amount_total: 2_400 });
+  stripe.drop();
+  const second = new Registry();
+  start(second);
+  const at = /^dream_money_reconciled_at_seconds (\d{10})/m;
+  await expect.poll(() => shown(second, at), POLL).toBeDefined();
+  expect(await balanceOf(database.db, key.customer_id)).toBe(mils(210_000));
+  const line = /^dream_money_reconcile_disagreements\{kind="amount_differs"\} (\d+)$/m;
+  expect(await shown(second, line)).toBe("1");
+  expect((await lastReconciled(database.db))?.disagreements).toEqual({ amount_differs: 1 });
+});
+
+test("says that it is expected to look, so that never having done so is noticed, until it stops", async () => {
+  const registry = new Registry();
+  stripe.misbehave({ path: /events$/, when: "before", how: { status: 500 }, times: 9 });
+  start(registry);
+  const expected = /^dream_money_reconcile_expected (\d)$/m;
+  expect(await shown(registry, expected)).toBe("1");
+  await expect.poll(() => stripe.requests.length, POLL).toBeGreaterThan(0);
+  await reconciler?.stop();
+  expect(await shown(registry, expected)).toBe("0");
+  expect(await lastReconciled(database.db)).toBeNull();
+});
+
+test.for<[string, number | null, number, number]>([
+  ["that never was", null, 0, 30],
+  ["of a moment ago", 0, 0, 3],
+  ["of five days ago", 5, 0, 5 + 1 / 24],
+  ["of months ago", 90, 0, 30],
+  ["after which something disagrees", 0, 1, 30],
+])("after a look %s the next one goes back as far as it must", ([, days, disagreements, expected]) => {
+  const now = 1_790_000_000_000;
+  const counts = disagreements > 0 ? { amount_differs: disagreements } : {};
+  const last = days === null ? null : { at: new Date(now - days * 86_400_000), disagreements: counts };
+  expect(daysToCompare(now, last)).toBeCloseTo(expected, 6);
 });
 
 test("stops soon, also while Stripe does not answer", async () => {

@@ -110,7 +110,10 @@ function untilToldToStop(): Promise<number> {
 function start(): void {
   let log = createLog("inference", "info");
   const fail = (error: unknown): never => {
-    log.fatal({ err: error }, "the worker cannot run");
+    // What a person can put right is said in a sentence, without a stack.
+    if (error instanceof ConfigError || error instanceof BundleError)
+      log.fatal(`the worker cannot run: ${error.message}`);
+    else log.fatal({ err: error }, "the worker cannot run");
     return process.exit(1);
   };
   try {

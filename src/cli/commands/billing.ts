@@ -9,15 +9,14 @@ import { resolvePayment } from "#billing/resolve.ts";
 import { createStripe, describeStripeError } from "#billing/stripe.ts";
 import { listTopups } from "#billing/topups.ts";
 import { mils, usdText } from "#contract/mils.ts";
-import { findCustomer } from "#keys/customers.ts";
 import { systemClock } from "#platform/clock.ts";
-import type { Sql } from "#platform/database.ts";
 import { createLog } from "#platform/log.ts";
 
 import { withDatabase } from "../context.ts";
 import { operatorOf, withOperator } from "../operator.ts";
 import { printJson, printTable } from "../print.ts";
 import { UserError } from "../user-error.ts";
+import { requireCustomer } from "./credits.ts";
 
 const TOPUPS_LISTED_MAX = 1_000;
 
@@ -85,7 +84,7 @@ async function list(options: { customer?: string; json?: true }): Promise<void> 
     return;
   }
   printTable(
-    ["created", "top-up", "customer", "usd", "state", "payment", "credited", "taken back"],
+    ["CREATED", "TOP-UP", "CUSTOMER", "USD", "STATE", "PAYMENT", "CREDITED", "TAKEN BACK", "PROBLEM"],
     topups.map((t) => [
       t.created_at.toISOString(),
       t.id,
@@ -95,6 +94,7 @@ async function list(options: { customer?: string; json?: true }): Promise<void> 
       t.payment_id ?? "-",
       usdText(mils(t.credited_mils ?? 0n)),
       usdText(mils(t.clawed_back_mils ?? 0n)),
+      t.problem ?? "",
     ]),
   );
 }
@@ -110,12 +110,6 @@ async function resolve(
   });
   if (options.json) printJson({ payment_id, outcome });
   else console.log(`${payment_id}: ${outcome}.`);
-}
-
-async function requireCustomer(sql: Sql, customer: string): Promise<string> {
-  const id = await findCustomer(sql, customer);
-  if (id === null) throw new UserError(`There is no customer ${customer}.`);
-  return id;
 }
 
 function parseDays(text: string): number {

@@ -1,10 +1,11 @@
-/** `dream-engine customers list|show|close|reopen`. */
+/** `dream-engine customers list|show|close|reopen|confirm-email`. */
 import type { Command } from "commander";
 
-import { recordAction } from "#billing/operator.ts";
 import { type CustomerOverview, type CustomerRow, listCustomers, readCustomer } from "#billing/overview.ts";
 import { usdText } from "#contract/mils.ts";
 import { closeCustomer, reopenCustomer } from "#keys/close.ts";
+import { addressOf, confirmEmail } from "#keys/customers.ts";
+import { recordAction } from "#ledger/operator-actions.ts";
 
 import { withDatabase } from "../context.ts";
 import { operatorOf, withOperator } from "../operator.ts";
@@ -46,6 +47,13 @@ export function addCustomers(program: Command): void {
       .argument("<customer>", "cus_… or an e-mail address")
       .requiredOption("--reason <text>", "why"),
   ).action(reopen);
+  withOperator(
+    customers
+      .command("confirm-email")
+      .description("from now on the address that a customer signed up with names it; you know that it is theirs")
+      .argument("<customer>", "cus_…")
+      .requiredOption("--reason <text>", "how you know"),
+  ).action(confirm);
 }
 
 async function list({ json }: { json?: true }): Promise<void> {
@@ -54,10 +62,11 @@ async function list({ json }: { json?: true }): Promise<void> {
   else printTable(["CUSTOMER", "E-MAIL", "BALANCE", "DEBT", "CREATED", "STATE"], customers.map(rowOf));
 }
 
-function rowOf({ customer_id, email, balance_mils, debt_mils, created_at, closed_at }: CustomerRow): string[] {
+function rowOf(row: CustomerRow): string[] {
+  const { customer_id, balance_mils, debt_mils, created_at, closed_at } = row;
   return [
     customer_id,
-    email ?? "",
+    addressOf(row),
     `$${usdText(balance_mils)}`,
     debt_mils === 0n ? "" : `$${usdText(debt_mils)}`,
     day(created_at),
@@ -75,7 +84,7 @@ async function show(customer: string, { json }: { json?: true }): Promise<void> 
 function print(c: CustomerOverview): void {
   console.log(
     [
-      `Customer   ${c.customer_id}${c.email === null ? "" : ` (${c.email})`}`,
+      `Customer   ${c.customer_id}${addressOf(c) === "" ? "" : ` · ${addressOf(c)}`}`,
       `Since      ${day(c.created_at)}${c.closed_at ? `, closed ${day(c.closed_at)}` : ""}`,
       `Stripe     ${c.stripe_customer_id ?? "not a customer there yet"}`,
       `Balance    $${usdText(c.balance_mils)} (${c.balance_mils} mils)`,
@@ -170,6 +179,22 @@ async function reopen(customer: string, options: ChangeOptions): Promise<void> {
     return customer_id;
   });
   console.log(`${customerId} is open again; \`keys create --customer ${customerId}\` makes a key.`);
+}
+
+async function confirm(customer: string, options: ChangeOptions): Promise<void> {
+  const { customer_id, email } = await withDatabase(async ({ db }) => {
+    const customer_id = await requireCustomer(db, customer);
+    return await db.transaction(async (tx) => {
+      const confirmed = await confirmEmail(tx, customer_id);
+      await recordAction(tx, {
+        ...actionOf(options, customer_id),
+        action: "customers confirm-email",
+        details: confirmed,
+      });
+      return { customer_id, ...confirmed };
+    });
+  });
+  console.log(`${email} names ${customer_id} from now on.`);
 }
 
 const actionOf = (options: ChangeOptions, customer_id: string) => ({

@@ -4,12 +4,16 @@ import { type Command, InvalidArgumentError } from "commander";
 import type { Database, Sql } from "#platform/database.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { createLog } from "#platform/log.ts";
-import { grantRights, type Part, PARTS } from "#platform/roles.ts";
+import { grantRights, type Part, PARTS, withdrawRights } from "#platform/roles.ts";
 import { openQueues } from "#queue/open-queues.ts";
 import { grantQueue } from "#queue/postgres.ts";
 
 import { withDatabase } from "../context.ts";
 import { UserError } from "../user-error.ts";
+
+/** A worker needs the database where the queue is in it. */
+const GRANTED = [...PARTS, "worker"] as const;
+type Granted = (typeof GRANTED)[number];
 
 export function addDatabase(program: Command): void {
   const database = program.command("database").description("the schema and who may do what in it; run as its owner");
@@ -21,42 +25,65 @@ export function addDatabase(program: Command): void {
     .command("grant")
     .description("give a login role exactly the rights that one process needs; again after each migration")
     .argument("<role>", "an existing login role of this server, for this process alone")
-    .requiredOption("--as <process>", PARTS.join(", "), parsePart)
+    .requiredOption("--as <process>", GRANTED.join(", "), parseGranted)
     .action(grant);
 }
 
 async function migrateAll(): Promise<void> {
-  await withDatabase(async ({ url, owned }, { REDIS_URL }) => {
-    requireOwner(owned);
-    if (REDIS_URL !== undefined) return;
-    const log = createLog("cli", "warn");
-    const queues = await openQueues({ redis_url: undefined, database_url: url, migrate: true, log });
-    await queues.stop();
-  });
+  await withDatabase(
+    async ({ url, owned }, { REDIS_URL }) => {
+      requireOwner(owned);
+      if (REDIS_URL !== undefined) return;
+      const log = createLog("cli", "warn");
+      const queues = await openQueues({ redis_url: undefined, database_url: url, migrate: true, log });
+      await queues.stop();
+    },
+    { upgrade: true },
+  );
   console.log("The schema is at its newest version. Run `database grant` again for the roles of your processes.");
 }
 
-async function grant(role: string, { as: part }: { as: Part }): Promise<void> {
+async function grant(role: string, { as: granted }: { as: Granted }): Promise<void> {
   const onQueue = await withDatabase(async ({ db, owned }) => {
     requireOwner(owned);
     await refuseAboveRights(db, role);
-    return await db.transaction(async (tx) => {
-      await grantRights(tx, role, part);
-      return await grantQueueWhereItIs(tx, role);
-    });
+    return await db.transaction((tx) => (granted === "worker" ? grantWorker(tx, role) : grantPart(tx, role, granted)));
   }).catch((error: unknown) => {
     if (errorCode(error) !== "42704") throw error;
     throw new UserError(`There is no role ${role}; make it first: CREATE ROLE ${role} LOGIN PASSWORD '…'`, {
       cause: error,
     });
   });
-  console.log(`${role} may do what a ${part} has to${onQueue ? ", the queue in this database included" : ""}.`);
+  console.log(
+    granted === "worker"
+      ? `${role} may take jobs from the queue in this database, and nothing else here.`
+      : `${role} may do what a ${granted} has to${onQueue ? ", the queue in this database included" : ""}.`,
+  );
 }
 
 /** With the queue on Redis there is no such schema, or one that nobody uses any more. */
-async function grantQueueWhereItIs(tx: Sql, role: string): Promise<boolean> {
+async function grantPart(tx: Sql, role: string, part: Part): Promise<boolean> {
+  await grantRights(tx, role, part);
+  const there = await hasQueue(tx);
+  if (there) await grantQueue(tx, role);
+  return there;
+}
+
+/** A worker reads jobs that anybody may have sent: no table of ours is for it. */
+async function grantWorker(tx: Sql, role: string): Promise<boolean> {
+  if (!(await hasQueue(tx))) {
+    throw new UserError(
+      "There is no queue in this database. On Redis a worker needs no role here; else make the queue first, without\n" +
+        "REDIS_URL: dream-engine database migrate",
+    );
+  }
+  await withdrawRights(tx, role);
+  await grantQueue(tx, role);
+  return true;
+}
+
+async function hasQueue(tx: Sql): Promise<boolean> {
   const [queue] = await tx.query("SELECT FROM pg_namespace WHERE nspname = 'bullmq'");
-  if (queue) await grantQueue(tx, role);
   return queue !== undefined;
 }
 
@@ -79,8 +106,8 @@ function requireOwner(owned: boolean): void {
   if (!owned) throw new UserError("This needs the owner of the schema: set DATABASE_URL to the owner's.");
 }
 
-function parsePart(text: string): Part {
-  const part = PARTS.find((name) => name === text);
-  if (part !== undefined) return part;
-  throw new InvalidArgumentError(`expected one of ${PARTS.join(", ")}`);
+function parseGranted(text: string): Granted {
+  const granted = GRANTED.find((name) => name === text);
+  if (granted !== undefined) return granted;
+  throw new InvalidArgumentError(`expected one of ${GRANTED.join(", ")}`);
 }

@@ -3,15 +3,27 @@ import { randomBytes } from "node:crypto";
 
 import { type Command, InvalidArgumentError } from "commander";
 
+import { ApiError } from "#contract/errors.ts";
 import { KEY_BURST_DEFAULT, KEY_RATE_PER_S_DEFAULT } from "#contract/limits.ts";
 import { type Mils, milsFromUsd, usdText } from "#contract/mils.ts";
+import { addressOf, signedUpWith } from "#keys/customers.ts";
 import { parseExpiry } from "#keys/expiry.ts";
-import { createKey, type CreatedKey, limitKey, type ListedKey, listKeys, revokeKey } from "#keys/keys.ts";
-import { prefixOf, readToken } from "#keys/token.ts";
+import {
+  createKey,
+  type CreatedKey,
+  limitKey,
+  type ListedKey,
+  listKeys,
+  REVOKED_LISTED_MAX,
+  revokeKey,
+} from "#keys/keys.ts";
+import { PREFIX_CHARS, prefixOf, readToken } from "#keys/token.ts";
+import { settlesWithin } from "#platform/bounded.ts";
 import type { Config } from "#platform/config.ts";
 import type { Database } from "#platform/database.ts";
 
 import { withDatabase } from "../context.ts";
+import { operatorOf, withOperator } from "../operator.ts";
 import { printJson, printTable } from "../print.ts";
 import { UserError } from "../user-error.ts";
 
@@ -22,25 +34,29 @@ interface CreateOptions {
   readonly rate?: number;
   readonly burst?: number;
   readonly expires?: Date;
+  readonly operator?: string;
   readonly json?: true;
 }
 
 export function addKeys(program: Command): void {
   const keys = program.command("keys").description("API keys; several may share a customer's balance");
-  keys
-    .command("create")
-    .description("mint a key for a customer, who is created when new (with Stripe configured, there too)")
-    .requiredOption("--customer <id|email>", "cus_… or an e-mail address")
-    .option("--initial-credits <usd>", "dollars to credit, such as 25.00", parseUsd)
-    .option("--label <text>", "a name for people")
-    .option("--rate <per second>", `requests a second; default ${KEY_RATE_PER_S_DEFAULT}`, parseCount)
-    .option("--burst <requests>", `requests at once; default ${KEY_BURST_DEFAULT}`, parseCount)
-    .option("--expires <when>", "30d, 2030-12-31 or 2030-12-31T18:00Z; default never", parseEnd)
-    .option("--json", "print JSON on stdout")
-    .action(create);
+  withOperator(
+    keys
+      .command("create")
+      .description("mint a key for a customer, who is created when new (with Stripe configured, there too)")
+      .requiredOption("--customer <id|email>", "cus_… or an e-mail address")
+      .option("--initial-credits <usd>", "dollars to credit, such as 25.00", parseUsd)
+      .option("--label <text>", "a name for people")
+      .option("--rate <per second>", `requests a second; default ${KEY_RATE_PER_S_DEFAULT}`, parseCount)
+      .option("--burst <requests>", `requests at once; default ${KEY_BURST_DEFAULT}`, parseCount)
+      .option("--expires <when>", "30d, 2030-12-31 or 2030-12-31T18:00Z; default never", parseEnd)
+      .option("--json", "print JSON on stdout"),
+  ).action(create);
   keys
     .command("list")
-    .description("all keys, or one customer's; never the keys themselves")
+    .description(
+      `all keys, or one customer's; never the keys themselves; of revoked ones the last ${REVOKED_LISTED_MAX}`,
+    )
     .option("--customer <id|email>")
     .option("--json", "print JSON on stdout")
     .action(list);
@@ -65,7 +81,7 @@ export function addKeys(program: Command): void {
 
 async function create(options: CreateOptions): Promise<void> {
   const { customer, initialCredits, label, rate, burst, expires, json } = options;
-  const { created, warning } = await withDatabase(async ({ db }, config) => {
+  const { created, warnings } = await withDatabase(async ({ db }, config) => {
     const created = await createKey(
       db,
       {
@@ -75,16 +91,36 @@ async function create(options: CreateOptions): Promise<void> {
         rate_per_s: rate,
         burst,
         expires_at: expires,
+        operator: operatorOf(options),
       },
       randomBytes,
     );
-    return { created, warning: created.created_customer ? await createAtStripe(db, config, created) : null };
+    const warnings = created.created_customer
+      ? [await signedUpBeside(db, customer), await createAtStripe(db, config, created)]
+      : [];
+    return { created, warnings };
   });
-  if (warning !== null) process.stderr.write(`${warning}\n`);
+  for (const warning of warnings) if (warning !== null) process.stderr.write(`${warning}\n`);
   const expires_at = expires ?? null;
   if (json) printJson({ ...created, expires_at, balance_usd: usdText(created.balance_mils) });
   else console.log(describe(created, expires_at));
 }
+
+/** Whoever made a new customer of an address may have meant one that signed up with it. */
+async function signedUpBeside(db: Database, customer: string): Promise<string | null> {
+  const others = await signedUpWith(db, customer);
+  if (others.length === 0) return null;
+  return (
+    `note: ${others.join(", ")} signed up with ${customer}, which nobody has verified; the new customer is another one. ` +
+    "Name the other by its id where you mean it"
+  );
+}
+
+/** A person waits, and the customer is made at the first top-up in any case. */
+const STRIPE_WITHIN_MS = 10_000;
+
+const noneAtStripe = (reason: string): string =>
+  `warning: the key is made; no customer at Stripe yet (${reason}), the first top-up makes it`;
 
 /** Null, or what to tell the operator: a key is of use without Stripe, so a failure there is not this command's. */
 async function createAtStripe(db: Database, config: Config, { customer_id }: CreatedKey): Promise<string | null> {
@@ -94,11 +130,15 @@ async function createAtStripe(db: Database, config: Config, { customer_id }: Cre
     const { ensureStripeCustomer } = await import("#billing/stripe-customer.ts");
     const stripe = createStripe(config);
     const [row] = await db.query<{ email: string | null }>(`SELECT email FROM customers WHERE id = $1`, [customer_id]);
-    if (stripe) await ensureStripeCustomer(db, stripe, customer_id, row?.email ?? null);
+    if (stripe) {
+      const made = ensureStripeCustomer(db, stripe, customer_id, row?.email ?? null);
+      if (!(await settlesWithin(STRIPE_WITHIN_MS, made))) return noneAtStripe("it did not answer");
+    }
     return null;
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    return `warning: no customer at Stripe yet (${reason}); the first top-up makes it`;
+    // What customers are told of it (try again) is not for the operator, whose key is made.
+    const reason = error instanceof ApiError ? error.cause : error;
+    return noneAtStripe(reason instanceof Error ? reason.message : String(reason));
   }
 }
 
@@ -149,7 +189,7 @@ function rowOf(key: ListedKey, now: number): string[] {
   return [
     key.key_id,
     `${key.prefix}…`,
-    key.email ?? key.customer_id,
+    key.email ?? (key.signup_email === null ? key.customer_id : `${key.customer_id} ${addressOf(key)}`),
     key.label ?? "",
     limitText(key),
     key.created_at.toISOString().slice(0, 10),
@@ -193,7 +233,12 @@ async function limit(key: string, options: { rate?: number; burst?: number; json
 
 /** Whoever has the whole key at hand may name it by that; the database knows its first characters. */
 function nameOf(key: string): string {
-  if (!key.startsWith("dre_") || key === prefixOf(key)) return key;
+  if (!key.startsWith("dre_") || key.length === PREFIX_CHARS) return key;
+  if (key.length < PREFIX_CHARS) {
+    throw new UserError(
+      `${key} is too short to name a key: expected its first ${PREFIX_CHARS} characters as \`keys list\` shows them, or its key id.`,
+    );
+  }
   const read = readToken(key);
   if (!read.ok) throw new UserError(`The API key ${read.problem}. Name it by its key id or by its first characters.`);
   return prefixOf(key);

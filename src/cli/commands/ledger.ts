@@ -6,7 +6,7 @@ import { usdText } from "#contract/mils.ts";
 import { findCustomer } from "#keys/customers.ts";
 import { recordCheck } from "#ledger/checks.ts";
 import { dailyTotals } from "#ledger/totals.ts";
-import { type Audit, auditLedger } from "#ledger/verify.ts";
+import { type Audit, auditLedger, PROBLEMS_MAX } from "#ledger/verify.ts";
 import type { Database } from "#platform/database.ts";
 
 import { withDatabase } from "../context.ts";
@@ -48,11 +48,14 @@ async function verify({ customer, json }: { customer?: string; json?: true }): P
   }
   for (const problem of problems) console.log(problem);
   const counts = Object.entries(checked).map(([what, count]) => `${what.replaceAll("_", " ")} ${count}`);
-  const verdict =
-    problems.length === 0
-      ? "The books balance"
-      : `${problems.length} ${problems.length === 1 ? "disagreement" : "disagreements"}; keep the database as it is`;
+  const verdict = problems.length === 0 ? "The books balance" : `${countOf(problems)}; keep the database as it is`;
   console.log(`${verdict}: checked ${counts.join(", ")}.`);
+}
+
+/** The audit ends at so many. */
+function countOf({ length }: readonly string[]): string {
+  if (length === PROBLEMS_MAX) return `${length} disagreements or more`;
+  return length === 1 ? "1 disagreement" : `${length} disagreements`;
 }
 
 async function auditWithBar(db: Database, customer: string | undefined, watched: boolean): Promise<Audit> {

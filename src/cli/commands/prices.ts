@@ -3,11 +3,12 @@ import { type Command, InvalidArgumentError } from "commander";
 
 import { type ListedPrice, pricesOf, setPrice } from "#billing/prices.ts";
 import { mils, usdText } from "#contract/mils.ts";
-import { systemClock } from "#platform/clock.ts";
+import { momentMs } from "#keys/expiry.ts";
 
 import { withDatabase } from "../context.ts";
 import { operatorOf, withOperator } from "../operator.ts";
 import { printJson, printTable } from "../print.ts";
+import { UserError } from "../user-error.ts";
 import { requireCustomer } from "./credits.ts";
 
 interface ChangeOptions {
@@ -17,6 +18,11 @@ interface ChangeOptions {
   readonly overrideNotice?: string;
   readonly operator?: string;
   readonly json?: true;
+}
+
+interface SetOptions extends ChangeOptions {
+  readonly list?: true;
+  readonly free?: true;
 }
 
 export function addPrices(program: Command): void {
@@ -30,10 +36,15 @@ export function addPrices(program: Command): void {
   withChange(
     prices
       .command("set")
-      .description("a new price from a date on: the list's, or with --customer that customer's own")
+      .description("a new price from a date on: a customer's own, or with --list the list's")
       .argument("<mils>", "mils a frame; 1 mil is $0.0001", parseMils)
-      .option("--customer <id|email>", "cus_… or an e-mail address"),
-  ).action((milsPerFrame: number, options: ChangeOptions) => change(milsPerFrame, options));
+      .option("--customer <id|email>", "cus_… or an e-mail address")
+      .option("--list", "for everybody without a price of their own")
+      .option("--free", "a price of 0 is meant"),
+  ).action((milsPerFrame: number, options: SetOptions) => {
+    assertMeant(milsPerFrame, options);
+    return change(milsPerFrame, options);
+  });
   withChange(
     prices
       .command("end")
@@ -51,6 +62,16 @@ const withChange = (command: Command): Command =>
       .option("--json", "print JSON on stdout"),
   );
 
+/** A word that was forgotten must not change what everybody pays, nor make frames free. */
+function assertMeant(milsPerFrame: number, { customer, list, free }: SetOptions): void {
+  if ((customer === undefined) === (list === undefined)) {
+    throw new UserError(
+      "Whose price? Expected either --customer <id|email>, or --list for everybody without a price of their own.",
+    );
+  }
+  if (milsPerFrame === 0 && !free) throw new UserError("A price of 0 makes frames free: expected --free with it.");
+}
+
 async function change(mils_per_frame: number | null, options: ChangeOptions): Promise<void> {
   const result = await withDatabase(async ({ db }) => {
     const customer_id = options.customer === undefined ? null : await requireCustomer(db, options.customer);
@@ -62,7 +83,7 @@ async function change(mils_per_frame: number | null, options: ChangeOptions): Pr
       operator: operatorOf(options),
       override_reason: options.overrideNotice ?? null,
     };
-    return { customer_id, mils_per_frame, ...(await setPrice(db, price, systemClock)) };
+    return { customer_id, mils_per_frame, ...(await setPrice(db, price)) };
   });
   if (options.json) {
     printJson(result);
@@ -106,12 +127,7 @@ function parseMils(text: string): number {
 
 /** A day, or a moment with its offset; nothing that depends on where this runs. */
 function parseDate(text: string): Date {
-  const date = new Date(text);
-  if (
-    /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d))?$/.test(text) &&
-    !Number.isNaN(date.getTime())
-  ) {
-    return date;
-  }
+  const ms = momentMs(text);
+  if (!Number.isNaN(ms)) return new Date(ms);
   throw new InvalidArgumentError("expected a date such as 2027-01-31 (00:00 UTC) or 2027-01-31T09:00:00+01:00");
 }

@@ -33,7 +33,9 @@ export function addScheduler(program: Command): void {
         });
         parts.push(["scheduler", scheduler]);
         const { METRICS_PORT: port, HOST: host } = config;
-        parts.push(["metrics", await startMetricsServer({ port, host, registry, log, ready: () => true })]);
+        const metrics = await startMetricsServer({ port, host, registry, log, ready: () => true });
+        parts.push(["metrics", metrics]);
+        log.info({ metrics_port: metrics.port }, "metrics are served");
       }),
     );
 }

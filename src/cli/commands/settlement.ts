@@ -18,7 +18,9 @@ export function addSettlement(program: Command): void {
         const money = moneyMetricsOf(registry);
         parts.push(["settlement", await startSettlementWorker({ db, queues, money, log })]);
         const { METRICS_PORT: port, HOST: host } = config;
-        parts.push(["metrics", await startMetricsServer({ port, host, registry, log, ready: () => true })]);
+        const metrics = await startMetricsServer({ port, host, registry, log, ready: () => true });
+        parts.push(["metrics", metrics]);
+        log.info({ metrics_port: metrics.port }, "metrics are served");
       }),
     );
 }

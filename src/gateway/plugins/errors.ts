@@ -5,12 +5,19 @@
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 
-import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type {
+  FastifyError,
+  FastifyInstance,
+  FastifyReply,
+  FastifyRequest,
+  FastifySchemaValidationError,
+} from "fastify";
 import { Counter, type Registry } from "prom-client";
 import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId, type RandomBytes } from "#contract/ids.ts";
+import { isAway } from "#platform/database.ts";
 import { type Log, withoutSecrets } from "#platform/log.ts";
 
 import { bodyTooLarge } from "../input/multipart.ts";
@@ -71,7 +78,7 @@ export function addErrors(app: FastifyInstance, registry: Registry): void {
 }
 
 function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  const known = toApiError(error, request.routeOptions.bodyLimit);
+  const known = toApiError(error, request);
   if (known.status >= 500) {
     request.log.error({ err: error, request_id: request.id, code: known.code }, "request failed");
   }
@@ -107,26 +114,33 @@ export function createClientErrorAnswer(random: RandomBytes, log: Log) {
   };
 }
 
-function toApiError(error: unknown, bodyBytesMax?: number): ApiError {
+/** As long as a database that starts again, or a lock that is held, keeps callers in most cases. */
+const LEDGER_RETRY_AFTER_S = 2;
+
+function toApiError(error: unknown, request?: FastifyRequest): ApiError {
   if (error instanceof ApiError) return error;
   if (isFastifyError(error)) {
     if (error.validation) return invalidField(error);
     const { statusCode = 500 } = error;
-    if (statusCode === 413) return bodyTooLarge(bodyBytesMax);
+    if (statusCode === 413) return bodyTooLarge(request?.routeOptions.bodyLimit);
     if (statusCode === 415) {
-      return new ApiError("unsupported_media_type", "this route does not take that Content-Type; see /docs", {
+      const got = request?.headers["content-type"]?.slice(0, 100) ?? "none";
+      // The routes that take a form say so themselves, before this (paid-form.ts).
+      return new ApiError("unsupported_media_type", `expected Content-Type application/json, got ${got}`, {
         cause: error,
       });
     }
     if (statusCode >= 400 && statusCode < 500) return new ApiError("invalid_request", error.message, { cause: error });
   }
-  if (isDatabaseAway(error)) {
+  if (isAway(error)) {
+    // Only routes that read a form charge for anything.
+    const paid = request?.routeOptions.config.form !== undefined;
     return new ApiError(
       "ledger_unavailable",
-      "the ledger cannot be reached; what was charged for this request, if anything, is refunded",
-      {
-        cause: error,
-      },
+      paid
+        ? "the ledger cannot be reached; what was charged for this request, if anything, is refunded"
+        : "the database cannot be reached now; try again",
+      { headers: { "Retry-After": String(LEDGER_RETRY_AFTER_S) }, cause: error },
     );
   }
   return new ApiError("internal", "something went wrong on our side; it is logged under the request id", {
@@ -138,24 +152,37 @@ function isFastifyError(error: unknown): error is FastifyError {
   return error instanceof Error && "statusCode" in error && "code" in error;
 }
 
-/** From Ajv's first complaint: the field, what it takes, what came. */
+/** From Ajv's complaints: the field, what it takes, what came. */
 function invalidField(error: FastifyError): ApiError {
   const problem = error.validation?.[0];
   const where = error.validationContext ?? "request";
   const field = problem ? `${where}${problem.instancePath.replaceAll("/", ".")}` : where;
+  const missing = problem && missingField(problem);
+  if (missing) return new ApiError("invalid_input", `${field}.${missing}, got none`, { cause: error });
   const got = problem && "data" in problem ? `, got ${JSON.stringify(problem.data)?.slice(0, 60)}` : "";
-  return new ApiError("invalid_input", `${field}: ${problem?.message ?? error.message}${got}`, { cause: error });
+  const what = constantsOf(error) ?? problem?.message ?? error.message;
+  return new ApiError("invalid_input", `${field}: ${what}${got}`, { cause: error });
 }
 
-/** Of the driver and its pool, which give these no code. */
-const AWAY_MESSAGES = /timeout exceeded when trying to connect|Connection terminated|Query read timeout/;
+interface WithExamples {
+  readonly properties?: Readonly<Record<string, { readonly examples?: readonly unknown[] }>>;
+}
 
-/** Connection refused, reset or timed out; class 08 is PostgreSQL's own, 57P0x a server that shuts down or starts. */
-function isDatabaseAway(error: unknown): boolean {
-  if (!(error instanceof Error)) return false;
-  if (AWAY_MESSAGES.test(error.message)) return true;
-  const code = "code" in error ? String(error.code) : "";
-  return ["ECONNREFUSED", "ECONNRESET", "57P01", "57P02", "57P03", "53300"].includes(code) || code.startsWith("08");
+/** The name of a field that has to be there, and its example where the schema gives one. */
+function missingField({ keyword, params, ...verbose }: FastifySchemaValidationError): string | null {
+  const name = params["missingProperty"];
+  if (keyword !== "required" || typeof name !== "string") return null;
+  const schema = "parentSchema" in verbose ? (verbose.parentSchema as WithExamples) : {}; // the route's own (Ajv: verbose)
+  const example = schema.properties?.[name]?.examples?.[0];
+  return `${name}: expected${example === undefined ? "" : ` one such as ${JSON.stringify(example)}`}`;
+}
+
+/** A union of constants is complained about one by one: what the first field in question takes, all together. */
+function constantsOf({ validation = [] }: FastifyError): string | null {
+  const allowed = validation.flatMap(({ keyword, instancePath, params }) =>
+    keyword === "const" && instancePath === validation[0]?.instancePath ? [JSON.stringify(params["allowedValue"])] : [],
+  );
+  return allowed.length === 0 ? null : `expected ${allowed.join(" or ")}`;
 }
 
 /** Which methods a path takes, so that a wrong one gets a 405 that says so. */

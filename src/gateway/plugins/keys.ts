@@ -8,8 +8,7 @@ import type { UsageNotes } from "#keys/usage.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 
-import { callerAddress } from "../caller-address.ts";
-import { type RateLimiter, tooManyRequests } from "../rate-limiter.ts";
+import { addressBucket, type RateLimiter, tooManyRequests } from "../rate-limiter.ts";
 
 declare module "fastify" {
   interface FastifyRequest {
@@ -51,8 +50,10 @@ export function createKeyCheck(app: FastifyInstance, options: KeyCheckOptions): 
       usage.note(request.identity.key_id);
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) {
-        const failures = await limiter.take(`failed from ${callerAddress(request.ip)}`, FAILURES);
-        if (!failures.allowed) throw tooManyRequests("failed authentications from this address", failures, error);
+        const failures = await limiter.take(addressBucket("failed", request.ip), FAILURES);
+        const limit = { name: "failed authentications", policy: FAILURES };
+        if (!failures.allowed)
+          throw tooManyRequests("failed authentications from this address", limit, failures, error);
       }
       throw error;
     }

@@ -43,7 +43,8 @@ export async function addOpenApi(app: FastifyInstance): Promise<void> {
     routePrefix: "/docs",
     staticCSP: true,
     uiConfig: { deepLinking: true },
-    theme: { title: "Dream Engine API" },
+    // The bar at the top holds nothing but the logo of Swagger UI's packager.
+    theme: { title: "Dream Engine API", css: [{ filename: "theme.css", content: ".topbar { display: none; }" }] },
   });
   app.get("/openapi.json", { schema: { hide: true } }, async () => app.swagger());
 }

@@ -4,6 +4,7 @@ import type { onRequestAsyncHookHandler } from "fastify";
 import { ApiError } from "#contract/errors.ts";
 import { BODY_BYTES_MAX } from "#contract/limits.ts";
 import { mils } from "#contract/mils.ts";
+import { accountsOf } from "#ledger/ledger.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import { insufficientCredits } from "#rollouts/accept.ts";
@@ -35,6 +36,7 @@ export function createBalanceCheck(db: Database, clock: Clock, models: Models): 
     if (request.headers["idempotency-key"] !== undefined) return;
     if (await hasUndelivered(db, customer_id, new Date(clock.now()))) return;
     // The body, and with it what this request would cost, has not been read.
-    throw insufficientCredits(balance_mils, smallest, "even the shortest rollout");
+    const { debt_mils } = await accountsOf(db, customer_id);
+    throw insufficientCredits(balance_mils, smallest, "even the shortest rollout", debt_mils);
   };
 }

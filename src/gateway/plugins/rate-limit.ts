@@ -7,8 +7,8 @@ import type { onRequestAsyncHookHandler } from "fastify";
 import { KEY_BURST_DEFAULT, KEY_RATE_PER_S_DEFAULT } from "#contract/limits.ts";
 import type { KeyIdentity } from "#keys/keys.ts";
 
-import { type RatePolicy, windowSeconds } from "../gcra.ts";
-import { type RateLimiter, retryAfterSeconds, tooManyRequests } from "../rate-limiter.ts";
+import type { RatePolicy } from "../gcra.ts";
+import { limitHeaders, type RateLimiter, tooManyRequests } from "../rate-limiter.ts";
 import { identityOf } from "./keys.ts";
 
 /** A key's own limit where it has one, read with the key on each request: a change holds from the next one on. */
@@ -22,13 +22,12 @@ export function createKeyRateLimit(limiter: RateLimiter): onRequestAsyncHookHand
     const identity = identityOf(request);
     const policy = ratePolicyOf(identity);
     const decision = await limiter.take(identity.key_id, policy);
-    // draft-ietf-httpapi-ratelimit-headers: q requests in w seconds; r left for the next t seconds.
-    const window = windowSeconds(policy);
-    reply.header("RateLimit-Policy", `"key";q=${policy.burst};w=${window}`);
-    reply.header("RateLimit", `"key";r=${decision.remaining};t=${retryAfterSeconds(decision) || window}`);
+    const ofKey = { name: "key", policy };
+    reply.headers(limitHeaders(ofKey, decision));
     if (!decision.allowed) {
       throw tooManyRequests(
         `the limit is ${policy.per_second} requests a second with a burst of ${policy.burst} on this key`,
+        ofKey,
         decision,
       );
     }

@@ -10,6 +10,7 @@ import { pack } from "tar-stream";
 
 import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
+import type { RolloutId } from "#contract/ids.ts";
 import { usdText } from "#contract/mils.ts";
 import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
@@ -103,7 +104,7 @@ export function engineWallMs({ result }: Rollout): number {
 
 /** The body, which notes the delivery just before its end. */
 function delivered(
-  { db, log }: DeliveryParts,
+  parts: DeliveryParts,
   { id }: Rollout,
   request: FastifyRequest,
   body: AsyncIterable<Uint8Array>,
@@ -111,14 +112,21 @@ function delivered(
   const { gone } = answerEndOf(request);
   const note = async (): Promise<void> => {
     if (gone.aborted) throw new Error(`the caller of ${id} went away`);
-    try {
-      await markDelivered(db, id);
-    } catch (error) {
-      // The caller gets its video; at worst it could get it a second time at no charge.
-      log.error({ err: error, rollout_id: id }, "could not note a delivery");
-    }
+    await noteDelivery(parts, id);
   };
   return Readable.from(beforeLastByte(body, note), { objectMode: false });
+}
+
+/**
+ * Never rejects: a database that breaks now may have noted it, and a caller who was told of an error would then have
+ * paid for nothing. So the caller gets what is there; at worst it could get it a second time at no charge.
+ */
+export async function noteDelivery({ db, log }: Pick<DeliveryParts, "db" | "log">, id: RolloutId): Promise<void> {
+  try {
+    await markDelivered(db, id);
+  } catch (error) {
+    log.error({ err: error, rollout_id: id }, "could not note a delivery");
+  }
 }
 
 const TAR_BLOCK_BYTES = 512;

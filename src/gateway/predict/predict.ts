@@ -14,11 +14,13 @@ import { newRolloutId, type RandomBytes, type RequestId, type RolloutId } from "
 import { blobKeys } from "#contract/jobs.ts";
 import type { RolloutRoute, SamplingParams } from "#contract/rollout.ts";
 import type { KeyIdentity } from "#keys/keys.ts";
+import { isUndone } from "#platform/database.ts";
 import type { Accepted } from "#rollouts/accept.ts";
 import type { Acceptor } from "#rollouts/acceptor.ts";
 import { findUndelivered } from "#rollouts/find.ts";
 import { isCalledOff } from "#rollouts/lifecycle.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
+import { createTurns } from "#rollouts/turns.ts";
 
 import type { Background } from "../background.ts";
 import { fingerprintOf } from "../input/fingerprint.ts";
@@ -47,7 +49,7 @@ export interface Predictor {
   predict(call: PredictCall): Promise<Rollout>;
 }
 
-export interface PredictorParts extends CancelParts {
+export interface PredictorParts extends Omit<CancelParts, "turns"> {
   readonly acceptor: Acceptor;
   readonly blobs: BlobStore;
   readonly random: RandomBytes;
@@ -61,7 +63,8 @@ export interface PredictorParts extends CancelParts {
 /** How often a call may find itself under an idempotency key whose first caller just then went away. */
 const ACCEPTS_MAX = 3;
 
-export function createPredictor(parts: PredictorParts): Predictor {
+export function createPredictor(predictorParts: PredictorParts): Predictor {
+  const parts = { ...predictorParts, turns: createTurns() };
   const { db, acceptor, queues, blobs, clock, random, money, waits, background, waiterId, stopping, syncDeadlineMs } =
     parts;
   /**
@@ -123,24 +126,32 @@ export function createPredictor(parts: PredictorParts): Predictor {
       background.run("delete the inputs of a refused rollout (the sweep will)", () =>
         Promise.all([blobs.delete(blobKeys.frame(id)), blobs.delete(blobKeys.actions(id))]),
       );
+    const paid = { id, customer_id: call.identity.customer_id };
     try {
       await Promise.all([blobs.put(blobKeys.frame(id), call.frame.png), blobs.put(blobKeys.actions(id), actions)]);
-      const accepted = await acceptor.accept({
-        id,
-        key_id: call.identity.key_id,
-        customer_id: call.identity.customer_id,
-        request_id: call.request_id,
-        route: call.route,
-        model: call.model.slug,
-        lane: "realtime",
-        k: call.candidates.length,
-        actions_per_candidate: call.candidates[0].count,
-        params: call.params,
-        fingerprint,
-        idempotency_key: call.idempotency_key,
-        waiter_id: waiterId,
-        deadline_at: new Date(deadline),
-      });
+    } catch (error) {
+      deleteInputs();
+      throw error;
+    }
+    try {
+      const accepted = await acceptor.accept(
+        {
+          ...paid,
+          key_id: call.identity.key_id,
+          request_id: call.request_id,
+          route: call.route,
+          model: call.model.slug,
+          lane: "realtime",
+          k: call.candidates.length,
+          actions_per_candidate: call.candidates[0].count,
+          params: call.params,
+          fingerprint,
+          idempotency_key: call.idempotency_key,
+          waiter_id: waiterId,
+          deadline_at: new Date(deadline),
+        },
+        call.answerEnd.gone,
+      );
       if (accepted.kind === "replayed") deleteInputs();
       else {
         money.moved("debit", accepted.rollout.charge_mils);
@@ -148,9 +159,9 @@ export function createPredictor(parts: PredictorParts): Predictor {
       }
       return accepted;
     } catch (error) {
-      if (error instanceof ApiError) deleteInputs();
+      if (error instanceof ApiError || isUndone(error)) deleteInputs();
       // The connection may have broken after the commit: then a rollout is paid that nobody waits for.
-      else background.run("cancel a rollout whose acceptance is unknown", () => cancelPatiently(parts, id, deadline));
+      else background.run("cancel a rollout whose acceptance is unknown", () => cancelPatiently(parts, paid, deadline));
       throw error;
     }
   }
@@ -171,9 +182,9 @@ export function createPredictor(parts: PredictorParts): Predictor {
     if (stopping.aborted && acceptedElsewhere) {
       throw new ApiError("shutting_down", "the server is stopping; your rollout goes on: repeat with the same key");
     }
-    const outcome = await cancel(parts, id).catch((error: unknown) => {
+    const outcome = await cancel(parts, accepted).catch((error: unknown) => {
       background.run("cancel a rollout that nobody waits for", () =>
-        cancelPatiently(parts, id, accepted.deadline_at.getTime()),
+        cancelPatiently(parts, accepted, accepted.deadline_at.getTime()),
       );
       throw error;
     });

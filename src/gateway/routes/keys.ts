@@ -5,14 +5,24 @@ import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
 import { KEY_LABEL_CHARS_MAX, KEYS_PER_CUSTOMER_MAX } from "#contract/limits.ts";
+import { checkLabel } from "#keys/mint.ts";
 import { keysOfCustomer, mintOwnKey, type OwnKey, revokeOwnKey } from "#keys/self-service.ts";
 
+import type { RatePolicy } from "../gcra.ts";
+import { knownFields } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import { ratePolicyOf } from "../plugins/rate-limit.ts";
+import { tooManyRequests } from "../rate-limiter.ts";
 import type { RouteParts } from "../route-parts.ts";
 
 /** A label and a date; a body of a megabyte is somebody's mistake. */
 export const SMALL_BODY_BYTES_MAX = 4 * 1024;
+
+/**
+ * New keys of one customer: all of them at once, and as many again within an hour. Each begins with a full bucket of its
+ * own, so this is what a customer gains who rotates to get round a key's limit.
+ */
+const MINTED: RatePolicy = { per_second: KEYS_PER_CUSTOMER_MAX / 3600, burst: KEYS_PER_CUSTOMER_MAX };
 
 const Time = Type.Union([Type.Number(), Type.Null()], { description: "Epoch seconds; null: never." });
 
@@ -30,12 +40,15 @@ const Key = Type.Object({
   current: Type.Boolean({ description: "The key that this request came with." }),
 });
 
-const NewKey = Type.Object({
-  label: Type.Optional(Type.String({ maxLength: KEY_LABEL_CHARS_MAX })),
-  expires_at: Type.Optional(
-    Type.Integer({ description: "Epoch seconds, at most the asking key's own end, which is also the default." }),
-  ),
-});
+const NewKey = Type.Object(
+  {
+    label: Type.Optional(Type.String({ maxLength: KEY_LABEL_CHARS_MAX })),
+    expires_at: Type.Optional(
+      Type.Integer({ description: "Epoch seconds, at most the asking key's own end, which is also the default." }),
+    ),
+  },
+  { additionalProperties: false },
+);
 
 const CreatedKey = Type.Object({
   ...Key.properties,
@@ -61,7 +74,7 @@ function bodyOf(key: OwnKey, askingId: string) {
   };
 }
 
-export function addKeyRoutes(bare: FastifyInstance, { db, keyed, clock, random }: RouteParts): void {
+export function addKeyRoutes(bare: FastifyInstance, { db, keyed, clock, random, rateLimiter }: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
 
   app.get(
@@ -85,10 +98,11 @@ export function addKeyRoutes(bare: FastifyInstance, { db, keyed, clock, random }
     "/v1/keys",
     {
       onRequest: [...keyed],
+      preValidation: knownFields(NewKey),
       bodyLimit: SMALL_BODY_BYTES_MAX,
       schema: {
         summary: "Another key on the same balance, with the limits of the one that asks",
-        description: `At most ${KEYS_PER_CUSTOMER_MAX} keys that can be used (409). The answer is the only one with the key in it.`,
+        description: `At most ${KEYS_PER_CUSTOMER_MAX} keys that can be used (409), and no more than that made at once or within an hour (429). The answer is the only one with the key in it.`,
         tags: ["keys"],
         body: Type.Union([NewKey, Type.Null()]),
         response: { 201: CreatedKey },
@@ -97,12 +111,13 @@ export function addKeyRoutes(bare: FastifyInstance, { db, keyed, clock, random }
     async (request, reply) => {
       const asking = identityOf(request);
       const { label, expires_at } = request.body ?? {};
-      const { key, api_key } = await mintOwnKey(
-        db,
-        asking,
-        { label, expires_at: expires_at === undefined ? undefined : endOf(expires_at, clock.now()) },
-        random,
-      );
+      const wanted = { label, expires_at: expires_at === undefined ? undefined : endOf(expires_at, clock.now()) };
+      // A typo costs nothing.
+      if (label !== undefined) checkLabel(label);
+      const minted = await rateLimiter.take(`minted for ${asking.customer_id}`, MINTED);
+      if (!minted.allowed)
+        throw tooManyRequests("new keys of this customer", { name: "new keys", policy: MINTED }, minted);
+      const { key, api_key } = await mintOwnKey(db, asking, wanted, random);
       // A secret: no cache may keep it.
       return reply
         .code(201)

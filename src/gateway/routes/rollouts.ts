@@ -5,11 +5,12 @@ import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
 import { jobIdOf, parseRolloutId } from "#contract/ids.ts";
-import { findRollout, markDelivered, queuePosition } from "#rollouts/find.ts";
+import { findRollout, queuePosition } from "#rollouts/find.ts";
 import { isTerminal } from "#rollouts/lifecycle.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 
 import { identityOf } from "../plugins/keys.ts";
+import { noteDelivery } from "../predict/deliver.ts";
 import { envelopeOf, RolloutEnvelope } from "../predict/envelope.ts";
 import type { RouteParts } from "../route-parts.ts";
 import { IdempotencyHeaders, RolloutForm } from "./forms.ts";
@@ -52,7 +53,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
     async (request) => {
       const rollout = await predictor.predict(await readCall(request, "rollouts", parts));
       // The caller fetches the video by its link, so a stored result is a delivered one.
-      await markDelivered(db, rollout.id);
+      await noteDelivery(parts, rollout.id);
       return envelope(rollout, request);
     },
   );

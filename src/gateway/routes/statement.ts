@@ -54,7 +54,7 @@ const Statement = Type.Object({
 });
 
 const Query = Type.Object({
-  month: Type.String({ description: "In UTC.", examples: ["2026-11"] }),
+  month: Type.String({ description: "In UTC, from 2000-01 on.", examples: ["2026-11"] }),
   format: Type.Optional(Type.Union([Type.Literal("json"), Type.Literal("csv")])),
 });
 
@@ -98,15 +98,15 @@ export function addStatementRoute(app: FastifyInstance, { db, clock, keyed }: Ro
 
 /** Throws ApiError(invalid_input) for what is no month, and for one that has not begun. */
 function monthOf(month: string, nowMs: number): { from: Date; to: Date } {
+  const present = new Date(nowMs).toISOString().slice(0, 7);
   if (!/^[2-9]\d{3}-(0[1-9]|1[0-2])$/.test(month)) {
     throw new ApiError(
       "invalid_input",
-      `month: expected one such as 2026-11, got ${JSON.stringify(month.slice(0, 40))}`,
+      `month: expected one such as 2026-11, from 2000-01 to ${present}; got ${JSON.stringify(month.slice(0, 40))}`,
     );
   }
   const from = new Date(`${month}-01T00:00:00Z`);
   if (from.getTime() > nowMs) {
-    const present = new Date(nowMs).toISOString().slice(0, 7);
     throw new ApiError("invalid_input", `month: ${month} has not begun (UTC); the present one is ${present}`);
   }
   return { from, to: new Date(Date.UTC(from.getUTCFullYear(), from.getUTCMonth() + 1, 1)) };

@@ -1,5 +1,6 @@
 /** Stripe tells of payments here. Its signature over the raw bytes is the only key. */
 import type { FastifyInstance } from "fastify";
+import { Type } from "typebox";
 
 import { isLiveKey } from "#billing/stripe.ts";
 import { type EventParts, takeEvent } from "#billing/take-event.ts";
@@ -24,7 +25,16 @@ export function addStripeWebhookRoute(app: FastifyInstance, parts: RouteParts): 
       async (_request: unknown, body: unknown) => body,
     );
 
-    raw.post("/v1/billing/webhook", { schema: { hide: true }, bodyLimit: EVENT_BYTES_MAX }, async (request) => {
+    const schema = {
+      summary: "Events of Stripe's",
+      description:
+        "For Stripe alone: the body is an event as Stripe sent it, signed by the endpoint's secret in the header " +
+        "Stripe-Signature (t=<epoch seconds>,v1=<hex>). 2xx after the commit only; after a 5xx Stripe sends it again.",
+      tags: ["billing"],
+      security: [],
+      response: { 200: Type.Object({ received: Type.Literal(true) }) },
+    };
+    raw.post("/v1/billing/webhook", { schema, bodyLimit: EVENT_BYTES_MAX }, async (request) => {
       const secrets = config.STRIPE_WEBHOOK_SECRET;
       if (secrets === undefined) {
         throw new ApiError(

@@ -9,9 +9,13 @@ import { ApiError } from "#contract/errors.ts";
 import { IDEMPOTENCY_KEY_CHARS_MAX, TOPUP_CENTS_MAX, TOPUP_CENTS_MIN } from "#contract/limits.ts";
 
 import { identityOf } from "../plugins/keys.ts";
+import { tooManyRequests } from "../rate-limiter.ts";
 import type { RouteParts } from "../route-parts.ts";
 import { idempotencyKeyOf } from "./forms.ts";
 import { SMALL_BODY_BYTES_MAX } from "./keys.ts";
+
+/** Each begun top-up is a row here and some calls of Stripe's; nobody means to pay more often than this. */
+const PER_CUSTOMER = { per_second: 10 / 60, burst: 10 };
 
 const AmountCents = Type.Integer({
   minimum: TOPUP_CENTS_MIN,
@@ -29,7 +33,7 @@ const Topup = Type.Object({
 
 export function addTopupRoute(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
-  const { db, random, stripe, config, keyed, publicUrl } = parts;
+  const { db, random, stripe, config, keyed, publicUrl, rateLimiter } = parts;
 
   app.post(
     "/v1/billing/topup",
@@ -42,7 +46,8 @@ export function addTopupRoute(bare: FastifyInstance, parts: RouteParts): void {
         headers: Type.Object({
           "idempotency-key": Type.Optional(
             Type.String({
-              description: "The same key and amount give the same session, however often it is asked for.",
+              description:
+                "For a day, the same key and amount give the same session, unless that one expired or failed.",
               maxLength: IDEMPOTENCY_KEY_CHARS_MAX,
             }),
           ),
@@ -57,6 +62,11 @@ export function addTopupRoute(bare: FastifyInstance, parts: RouteParts): void {
       const { customer_id } = identityOf(request);
       const configured = requireStripe(stripe, config.STRIPE_WEBHOOK_SECRET, customer_id);
       const amount_cents = amountOf(request.body);
+      const decision = await rateLimiter.take(`top-ups of ${customer_id}`, PER_CUSTOMER);
+      if (!decision.allowed) {
+        const limit = { name: "top-ups", policy: PER_CUSTOMER };
+        throw tooManyRequests("the limit is 10 top-ups a minute for each customer", limit, decision);
+      }
       const session = await startCheckout(
         { db, stripe: configured, random },
         {

@@ -32,6 +32,12 @@ export function addVideoRoute(bare: FastifyInstance, { db, blobs, clock, videoSe
         params: Type.Object({ id: Type.String() }),
         querystring: Link,
       },
+      // Its path without what signs it, or with something else: nobody is told more of a link that is not ours.
+      schemaErrorFormatter: () =>
+        new ApiError(
+          "video_url_invalid",
+          "expected a signed link with candidate, expires and signature; use video_url exactly as it was returned",
+        ),
     },
     async (request, reply) => {
       const rollout_id = parseRolloutId(request.params.id);

@@ -42,7 +42,7 @@ type Entry = HashedEntry & { readonly prev_hash: Buffer; readonly hash: Buffer; 
 async function* auditChain(tx: Sql, account: Account, scope: AuditScope): AsyncGenerator<string> {
   const name = `${account.customer_id}/${account.account}`;
   let seq = 0n;
-  let balance = 0n;
+  let balance: bigint = 0n;
   let head: Buffer = Buffer.alloc(0);
   let time = "";
   for await (const entry of entriesOf(tx, account)) {
@@ -55,6 +55,10 @@ async function* auditChain(tx: Sql, account: Account, scope: AuditScope): AsyncG
     balance += entry.amount_mils;
     if (entry.balance_after_mils !== balance) {
       yield `${at}: says ${entry.balance_after_mils} mils afterwards, the entries add up to ${balance}`;
+      balance = entry.balance_after_mils; // said once: what follows is judged by what stands here
+    }
+    if (account.account === "debt" && entry.kind !== "clawback") {
+      yield `${at}: is of kind ${entry.kind}, and nothing but a clawback moves a debt`;
     }
     if (entry.rollout_missing) yield `${at}: names ${entry.rollout_id}, which does not exist`;
     seq = entry.seq;

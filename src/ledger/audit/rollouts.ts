@@ -21,6 +21,10 @@ interface RolloutMoney {
   readonly frames: number;
   readonly frames_delivered: number | null;
   readonly price_mils_per_frame: number;
+  /** In force when it was accepted, by the rows of today: rows are added only, and never for the past. */
+  readonly price_due: number | null;
+  /** What was in force a little earlier, where that is another: a change may have been on its way. */
+  readonly price_before: number | null;
   readonly charge_mils: Mils;
   readonly refunded_mils: Mils;
   /** Of its ledger entries; `strays` are those of another customer or kind. */
@@ -33,8 +37,11 @@ interface RolloutMoney {
   readonly misnamed: bigint;
 }
 
-/** Charged once, what its frames cost; refunded at most once, what was not delivered, and not before its end. */
+/** Charged once, what its frames cost by the price of that moment; refunded at most once, what was not delivered, and not before its end. */
 function* auditRollout(r: RolloutMoney): Generator<string> {
+  if (r.price_mils_per_frame !== r.price_due && r.price_mils_per_frame !== r.price_before) {
+    yield `${r.id}: charged ${r.price_mils_per_frame} mils a frame, the price was ${r.price_due ?? "not set"}`;
+  }
   const charge = BigInt(r.frames) * BigInt(r.price_mils_per_frame);
   if (r.charge_mils !== charge) yield `${r.id}: charged ${r.charge_mils} mils, its frames cost ${charge}`;
   if (r.debits !== 1n || r.debited !== -charge) {
@@ -55,11 +62,19 @@ function* auditRollout(r: RolloutMoney): Generator<string> {
   if (r.misnamed > 0n) yield `${r.id}: ${r.misnamed} of its ledger entries do not have its reference, ${r.request_id}`;
 }
 
+/**
+ * A price that takes effect at once is dated before it is committed: what was accepted in between was charged the price
+ * that could be seen. An upper bound of the time between the two.
+ */
+const PRICE_ON_ITS_WAY = "1 minute";
+
 function rolloutsWithMoney(tx: Sql, { customer }: AuditScope): AsyncGenerator<RolloutMoney> {
   return pages<RolloutMoney>((after, limit) =>
     tx.query(
       `SELECT r.id, r.customer_id, r.request_id, r.status, r.frames, r.frames_delivered, r.price_mils_per_frame,
-              r.charge_mils, r.refunded_mils, e.*
+              r.charge_mils, r.refunded_mils, e.*, price_in_force(r.customer_id, r.created_at) AS price_due,
+              CASE WHEN r.price_mils_per_frame <> price_in_force(r.customer_id, r.created_at)
+                   THEN price_in_force(r.customer_id, r.created_at - interval '${PRICE_ON_ITS_WAY}') END AS price_before
          FROM (SELECT * FROM rollouts WHERE id > $1 AND ($2::text IS NULL OR customer_id = $2) ORDER BY id LIMIT $3) r
         CROSS JOIN LATERAL (
           SELECT count(*) FILTER (WHERE ours AND kind = 'debit') AS debits,

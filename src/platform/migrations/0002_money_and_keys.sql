@@ -7,7 +7,17 @@
 ALTER TABLE customers
   ADD COLUMN stripe_customer_id text UNIQUE,
   -- Closed: no key works and none can be made; refunds, disputes and the statement go on.
-  ADD COLUMN closed_at timestamptz;
+  ADD COLUMN closed_at timestamptz,
+  -- What somebody signed up with. Nobody checked that it is theirs, so it identifies nobody and may be there twice; `email`
+  -- is NULL beside it until an operator confirms it.
+  ADD COLUMN signup_email text CHECK (length(signup_email) <= 254),
+  ADD CONSTRAINT customers_one_address CHECK (email IS NULL OR signup_email IS NULL);
+CREATE INDEX customers_signup_email ON customers (signup_email) WHERE signup_email IS NOT NULL;
+
+-- A customer may rotate keys for years: what asks for those that can be used, or for the newest, reads no others.
+DROP INDEX api_keys_customer;
+CREATE INDEX api_keys_usable ON api_keys (customer_id, coalesce(expires_at, 'infinity')) WHERE revoked_at IS NULL;
+CREATE INDEX api_keys_newest ON api_keys (customer_id, created_at DESC, id);
 
 -- Beside the key and not on it: debits hold the key's row FOR SHARE, which an UPDATE would have to wait for.
 CREATE TABLE api_key_usage (
@@ -43,6 +53,9 @@ CREATE OR REPLACE FUNCTION price_in_force(customer text, at timestamptz) RETURNS
     (SELECT mils_per_frame FROM prices WHERE customer_id IS NULL AND effective_from <= at
       ORDER BY effective_from DESC, id DESC LIMIT 1))
 $$;
+
+-- Each authentication and each debit asks for the latest row of one customer, and of the list.
+CREATE INDEX prices_customer ON prices (customer_id, effective_from DESC, id DESC);
 
 CREATE TRIGGER prices_append_only BEFORE UPDATE OR DELETE ON prices
   FOR EACH ROW EXECUTE FUNCTION refuse_change();
@@ -92,6 +105,7 @@ CREATE TABLE payments (
   -- NULL while only a refund or dispute has told of it.
   topup_id          text UNIQUE REFERENCES topups,
   paid_cents        integer CHECK (paid_cents > 0),
+  -- The most that Stripe ever said is refunded in all, refunds that failed later included.
   refunded_cents    integer NOT NULL DEFAULT 0 CHECK (refunded_cents >= 0),
   credited_mils     bigint  NOT NULL DEFAULT 0 CHECK (credited_mils >= 0),
   clawed_back_mils  bigint  NOT NULL DEFAULT 0 CHECK (clawed_back_mils BETWEEN 0 AND credited_mils),
@@ -110,10 +124,31 @@ CREATE TABLE payment_disputes (
   id           text PRIMARY KEY,
   payment_id   text NOT NULL REFERENCES payments,
   amount_cents integer NOT NULL CHECK (amount_cents >= 0),
-  -- inquiry: Stripe has not taken the money (yet). won and lost are final.
-  state        text NOT NULL CHECK (state IN ('inquiry', 'open', 'won', 'lost'))
+  -- inquiry: Stripe has not taken the money (yet); one that closed may still become a dispute. won is final.
+  state        text NOT NULL CHECK (state IN ('inquiry', 'inquiry_closed', 'open', 'won', 'lost'))
 );
 CREATE INDEX payment_disputes_payment ON payment_disputes (payment_id);
+
+-- Single refunds. They name their payment and nothing of ours, and may be told before it; so those of other products
+-- sold through the same account are here, too, without a payments row.
+CREATE TABLE payment_refunds (
+  id            text PRIMARY KEY,
+  payment_id    text NOT NULL,
+  amount_cents  integer NOT NULL CHECK (amount_cents >= 0),
+  -- failed (or cancelled): the money is ours again, weeks later sometimes.
+  state         text NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
+  first_seen_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX payment_refunds_payment ON payment_refunds (payment_id);
+CREATE INDEX payment_refunds_time ON payment_refunds (first_seen_at);
+
+-- What Stripe took back of a payment by refunds, in whatever order it told: the refunds that did not fail, or where not
+-- all of them are known yet, the most that it said in all, without those that failed.
+CREATE FUNCTION refunded_cents(payment text, most_ever integer) RETURNS bigint LANGUAGE sql STABLE AS $$
+  SELECT greatest(coalesce(sum(amount_cents) FILTER (WHERE state <> 'failed'), 0),
+                  most_ever - coalesce(sum(amount_cents) FILTER (WHERE state = 'failed'), 0))
+    FROM payment_refunds WHERE payment_id = payment
+$$;
 
 -- Every event that was taken in, once, and what came of it.
 CREATE TABLE stripe_events (
@@ -124,6 +159,21 @@ CREATE TABLE stripe_events (
   outcome     text NOT NULL
 );
 CREATE INDEX stripe_events_received ON stripe_events (received_at);
+
+-- Signed events about our money that this version cannot read. One that is read later gets its row above, too.
+CREATE TABLE stripe_events_unread (
+  id            text PRIMARY KEY,
+  type          text NOT NULL,
+  why           text NOT NULL,
+  first_seen_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The last time that the scheduler compared everything with Stripe, and what disagreed, by kind.
+CREATE TABLE stripe_reconciled (
+  only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+  at            timestamptz NOT NULL,
+  disagreements jsonb NOT NULL
+);
 
 -- The ledger -----------------------------------------------------------------------------------------------------
 

@@ -5,73 +5,7 @@
  */
 import { randomBytes } from "node:crypto";
 
-export interface StripeObject {
-  readonly id: string;
-  readonly object: string;
-  readonly created: number;
-  [field: string]: unknown;
-}
-
-export interface Session extends StripeObject {
-  status: "open" | "complete" | "expired";
-  payment_status: "paid" | "unpaid";
-  amount_total: number;
-  currency: string;
-  payment_intent: string | null;
-  customer: string | null;
-  metadata: Record<string, string>;
-  url: string | null;
-}
-
-export interface Payment extends StripeObject {
-  status: "processing" | "succeeded" | "requires_payment_method";
-  amount: number;
-  amount_received: number;
-  currency: string;
-  latest_charge: string;
-  metadata: Record<string, string>;
-}
-
-interface Charge extends StripeObject {
-  amount: number;
-  amount_refunded: number;
-  refunded: boolean;
-  disputed: boolean;
-  currency: string;
-  payment_intent: string;
-  metadata: Record<string, string>;
-}
-
-interface Refund extends StripeObject {
-  amount: number;
-  payment_intent: string;
-  status: "succeeded" | "pending" | "failed" | "canceled";
-}
-
-export type DisputeStatus =
-  | "warning_needs_response"
-  | "warning_under_review"
-  | "warning_closed"
-  | "needs_response"
-  | "under_review"
-  | "won"
-  | "lost"
-  | "prevented";
-
-interface Dispute extends StripeObject {
-  amount: number;
-  currency: string;
-  payment_intent: string;
-  status: DisputeStatus;
-  balance_transactions: { id: string; object: "balance_transaction"; amount: number }[];
-}
-
-export interface StripeEvent extends StripeObject {
-  readonly object: "event";
-  readonly type: string;
-  readonly livemode: boolean;
-  readonly data: { readonly object: StripeObject };
-}
+import type { Charge, Dispute, DisputeStatus, Payment, Refund, Session, StripeEvent, StripeObject } from "./objects.ts";
 
 export interface NewSession {
   readonly amount: number;
@@ -232,7 +166,8 @@ export function createStripeBooks({ now, live, payUrl, onEvent }: BooksOptions) 
       return session;
     },
 
-    refund(paymentId: string, amount?: number): string {
+    /** `status`: a bank transfer's refund is under way for days. */
+    refund(paymentId: string, amount?: number, status: "pending" | "succeeded" = "succeeded"): string {
       const charge = chargeOf(paymentId);
       const cents = amount ?? charge.amount - charge.amount_refunded;
       if (cents <= 0 || charge.amount_refunded + cents > charge.amount) throw new Error(`cannot refund ${cents}`);
@@ -244,21 +179,23 @@ export function createStripeBooks({ now, live, payUrl, onEvent }: BooksOptions) 
         currency: charge.currency,
         charge: charge.id,
         payment_intent: paymentId,
-        status: "succeeded",
+        status,
       };
       refunds.set(refund.id, refund);
+      tell("refund.created", refund);
       tell("charge.refunded", charge);
       return refund.id;
     },
 
-    /** The bank returns a refund: the money is ours again, and no event that we listen to says so. */
-    failRefund(refundId: string): void {
+    /** The bank returns a refund, or it is cancelled before it went out: the money is ours again. */
+    failRefund(refundId: string, status: "failed" | "canceled" = "failed"): void {
       const refund = find(refunds, refundId, "refund");
-      refund.status = "failed";
+      refund.status = status;
       const charge = chargeOf(refund.payment_intent);
       charge.amount_refunded -= refund.amount;
       charge.refunded = false;
       tell("charge.refund.updated", refund);
+      tell(status === "failed" ? "refund.failed" : "refund.updated", refund);
     },
 
     /** An inquiry (`warning_…`) takes no money; a dispute does at once. */

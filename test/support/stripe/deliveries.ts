@@ -6,7 +6,7 @@ import { createHmac } from "node:crypto";
 
 import type { Clock } from "#platform/clock.ts";
 
-import type { StripeEvent } from "./books.ts";
+import type { StripeEvent } from "./objects.ts";
 
 export interface Signed {
   readonly body: string;
