@@ -95,7 +95,7 @@ def main(paths):
                 count += verify(customer, account, opening, entries, closing)
                 ends[account] = (customer, closing)
             unfinished = "" if complete else f" ({path} was not complete: get that month again)"
-    except (OSError, LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeError, csv.Error) as problem:
+    except (OSError, LookupError, TypeError, AttributeError, UnicodeError) as problem:
         why = f"it lacks {problem}" if isinstance(problem, KeyError) else getattr(problem, "strerror", None) or problem
         print(f"{path}: no statement that can be read ({why})", file=sys.stderr)
         sys.exit(2)

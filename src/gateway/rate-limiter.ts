@@ -24,7 +24,7 @@ export const addressBucket = (what: string, ip: string): string => `${ADDRESS}${
 export const isAddressBucket = (name: string): boolean => name.startsWith(ADDRESS);
 
 /** Whole seconds, as HTTP wants them; 0 when the request was allowed. */
-export const retryAfterSeconds = ({ retry_after_ms }: RateDecision): number => Math.ceil(retry_after_ms / 1000);
+const retryAfterSeconds = ({ retry_after_ms }: RateDecision): number => Math.ceil(retry_after_ms / 1000);
 
 /** A limit as callers know it, such as "key". */
 export interface NamedPolicy {

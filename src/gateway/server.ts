@@ -50,7 +50,9 @@ export async function startGateway(
 const LAST_ANSWERS_MS = 2_000;
 
 /** What an operator should know who has set one of Stripe's two settings and not the other; null where there is nothing. */
-export function halfOfStripe(config: GatewayOptions["config"]): string | null {
+export function halfOfStripe(
+  config: Pick<GatewayOptions["config"], "STRIPE_SECRET_KEY" | "STRIPE_WEBHOOK_SECRET">,
+): string | null {
   const { STRIPE_SECRET_KEY: key, STRIPE_WEBHOOK_SECRET: secret } = config;
   if ((key === undefined) === (secret === undefined)) return null;
   const [set, unset] =

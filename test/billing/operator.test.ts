@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 
-import { adjustBalance, grantCredit } from "#billing/operator.ts";
+import { adjustBalance, debtRepaidBy, grantCredit } from "#billing/operator.ts";
 import { readCustomer } from "#billing/overview.ts";
 import { mils } from "#contract/mils.ts";
 import { closeCustomer, reopenCustomer } from "#keys/close.ts";
@@ -184,6 +184,8 @@ test("what is given to a customer in debt pays the debt first", async () => {
     balance_mils: 20n,
   });
   expect(await accountsOf(db, customer_id)).toEqual({ balance_mils: 20n, debt_mils: 0n });
+  expect(await debtRepaidBy(db, customer_id, "adjust_5")).toBe(60n);
+  expect(await debtRepaidBy(db, customer_id, "grant_5")).toBe(40n);
 });
 
 test.for(["", "   ", "two\nlines", "a separator \u001f", "x".repeat(301)])(

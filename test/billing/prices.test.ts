@@ -156,6 +156,7 @@ describe("setting a price", () => {
 
   test.for<[string, Partial<NewPrice>, string]>([
     ["a date in the past", { mils_per_frame: 1, effective_from: new Date(0) }, "cannot take effect in the past"],
+    ["an end of a price that is none", { customer_id: "cus_none", mils_per_frame: null }, "there is nothing to end"],
     ["an end of the list's", { mils_per_frame: null }, "the list price cannot end"],
     ["less than nothing", { mils_per_frame: -1 }, "expected a whole number of mils"],
     ["part of a mil", { mils_per_frame: 0.5 }, "expected a whole number of mils"],
@@ -257,7 +258,7 @@ test("whatever is scheduled without an override, nobody's price ever rises with 
         if (who === 0 && mils_per_frame === null) continue;
         const change = { customer_id: names[who] ?? null, mils_per_frame, effective_from: inDays(days, now) };
         const answer = await set(change, now).then(() => "done", String);
-        expect(answer).toMatch(/^done$|30 days' notice|nothing to end/);
+        expect(answer).toMatch(/^done$|nothing to end$|30 days' notice|nothing to end/);
         if (answer.includes("notice")) refusals += 1;
       }
       const found = await risesOf(names);

@@ -50,6 +50,10 @@ describe("credits", () => {
     });
   });
 
+  test("a grant above $100,000 has to be meant", async () => {
+    expect(await refused("credits", "grant", "ada@example.com", "100000.01")).toContain("expected --large");
+  });
+
   test("grant with a reference is credited once, in JSON too", async () => {
     const grant = [
       "credits",
@@ -145,6 +149,11 @@ describe("prices", () => {
     expect(rows.at(-1)).toMatchObject({ mils_per_frame: null, state: "in force", override_reason: "asked for it" });
   });
 
+  test("whose price it is has to be said, and that 0 is meant", async () => {
+    expect(await refused("prices", "set", "4", "--reason", "x")).toContain("either --customer <id|email>, or --list");
+    expect(await refused("prices", "set", "0", "--list", "--reason", "x")).toContain("expected --free");
+  });
+
   test.for(["0.5", "-1", "many"])("%s is no price", async (text) => {
     expect(await refused("prices", "set", text, "--reason", "x")).toMatch(/whole number|unknown option/);
   });
@@ -152,7 +161,9 @@ describe("prices", () => {
   test.for(["01/02/2030", "2027-02-30", "2030-02-29T00:00Z"])(
     "%s, another day elsewhere or none at all, is refused",
     async (from) => {
-      expect(await refused("prices", "set", "4", "--list", "--reason", "x", "--from", from)).toContain("expected a date");
+      expect(await refused("prices", "set", "4", "--list", "--reason", "x", "--from", from)).toContain(
+        "expected a date",
+      );
       const end = ["prices", "end", "--customer", "ada@example.com", "--reason", "x", "--from", from];
       expect(await refused(...end)).toContain("expected a date");
     },

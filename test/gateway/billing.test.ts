@@ -207,7 +207,7 @@ describe("statement", () => {
     const file = join(folder, "statement");
     await writeFile(file, answer.rawPayload);
     const { stdout } = await promisify(execFile)("python3", ["examples/verify_statement.py", file]);
-    expect(stdout.trim()).toBe("OK: 6 entries, balance 0 mils, debt 1245 mils");
+    expect(stdout).toMatch(/^OK: 6 entries, balance 0 mils, debt 1245 mils\nmore entries may come in that month/);
   });
 
   test.each([

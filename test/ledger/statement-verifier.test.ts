@@ -196,6 +196,11 @@ test("begins with nothing", async () => {
 });
 
 test("takes nothing else for a statement", async () => {
-  for (const text of ["", "{}", "[]", "hello", '{"accounts":[]}']) expect((await verdict(text)).code).toBe(1);
+  for (const text of ["", "{}", "[]", "hello", '{"accounts":[]}']) {
+    expect(await verdict(text)).toEqual({
+      code: 2,
+      said: expect.stringMatching(/^\S+: no statement that can be read \(it .*\)$/) as string,
+    });
+  }
   expect((await verdict()).code).toBe(1);
 });
