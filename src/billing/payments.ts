@@ -128,23 +128,7 @@ async function mergeRefund(
 ): Promise<Merged> {
   // A refund does not carry our metadata either; its payment, if it is ours, may be told later and then finds it.
   await lockRefundsOf(tx, payment_id);
-  const [known] = await tx.query<{ state: RefundState }>(`SELECT state FROM payment_refunds WHERE id = $1`, [
-    refund_id,
-  ]);
-  if (!known) {
-    await tx.query(`INSERT INTO payment_refunds (id, payment_id, amount_cents, state) VALUES ($1, $2, $3, $4)`, [
-      refund_id,
-      payment_id,
-      amount_cents,
-      state,
-    ]);
-  } else if (REFUND_ORDER.indexOf(state) > REFUND_ORDER.indexOf(known.state)) {
-    await tx.query(`UPDATE payment_refunds SET state = $2, amount_cents = $3 WHERE id = $1`, [
-      refund_id,
-      state,
-      amount_cents,
-    ]);
-  }
+  await advance(tx, "payment_refunds", REFUND_ORDER, { id: refund_id, payment_id, amount_cents, state });
   if (!(await isKnownPayment(tx, payment_id))) return ignored("a refund of no payment of ours");
   const payment = await lockPayment(tx, payment_id);
   return moveLedger(tx, payment, { eventId, said: null, returned: "refund failed" });
@@ -160,24 +144,28 @@ async function mergeDispute(
 ): Promise<Merged> {
   // A dispute does not carry our metadata, so one of a payment that is not ours leaves a row that nothing comes of.
   const payment = await lockPayment(tx, payment_id);
-  const [known] = await tx.query<{ state: DisputeState }>(`SELECT state FROM payment_disputes WHERE id = $1`, [
-    dispute_id,
-  ]);
+  await advance(tx, "payment_disputes", DISPUTE_ORDER, { id: dispute_id, payment_id, amount_cents, state });
+  return moveLedger(tx, payment, { eventId, said: null });
+}
+
+/** Stores what is said of a refund or dispute, unless what is known comes later in `order`. Under the lock of its payment. */
+async function advance<State extends string>(
+  tx: Sql,
+  table: "payment_refunds" | "payment_disputes",
+  order: readonly State[],
+  { id, payment_id, amount_cents, state }: { id: string; payment_id: string; amount_cents: number; state: State },
+): Promise<void> {
+  const [known] = await tx.query<{ state: State }>(`SELECT state FROM ${table} WHERE id = $1`, [id]);
   if (!known) {
-    await tx.query(`INSERT INTO payment_disputes (id, payment_id, amount_cents, state) VALUES ($1, $2, $3, $4)`, [
-      dispute_id,
+    await tx.query(`INSERT INTO ${table} (id, payment_id, amount_cents, state) VALUES ($1, $2, $3, $4)`, [
+      id,
       payment_id,
       amount_cents,
       state,
     ]);
-  } else if (DISPUTE_ORDER.indexOf(state) > DISPUTE_ORDER.indexOf(known.state)) {
-    await tx.query(`UPDATE payment_disputes SET state = $2, amount_cents = $3 WHERE id = $1`, [
-      dispute_id,
-      state,
-      amount_cents,
-    ]);
+  } else if (order.indexOf(state) > order.indexOf(known.state)) {
+    await tx.query(`UPDATE ${table} SET state = $2, amount_cents = $3 WHERE id = $1`, [id, state, amount_cents]);
   }
-  return moveLedger(tx, payment, { eventId, said: null });
 }
 
 async function lockTopup(tx: Sql, id: string): Promise<Topup | null> {
