@@ -50,7 +50,7 @@ export async function createCluster(dataDir: string, onStep: (step: string) => v
     await makeFolders(dataDir, 0o711);
     // 0711 and not 0700: as root, PostgreSQL runs as another user who must pass through.
     await writeFile(join(dataDir, ".writable"), "");
-    await rm(join(dataDir, ".writable"));
+    await rm(join(dataDir, ".writable"), { force: true }); // another start may be looking, too
   } catch (error) {
     throw unusable(dataDir, error);
   }

@@ -39,6 +39,8 @@ export function answerCall(books: StripeBooks, { method, path, params }: Call): 
       return createSession(books, params);
     case "GET checkout/sessions":
       return page(books.sessions, path, params);
+    case "GET payment_intents":
+      return page(books.payments, path, params);
     case "GET payment_intents/:id":
       return one(books.payments, "payment_intent", id);
     case "GET events":
