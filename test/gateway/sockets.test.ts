@@ -143,12 +143,12 @@ describe("videos by signed link", () => {
       changed((it) => it.searchParams.set("expires", later)),
       changed((it) => it.searchParams.set("signature", "0".repeat(64))),
       changed((it) => (it.pathname = `/v1/rollouts/${other.id}/video`)),
+      changed((it) => it.searchParams.delete("signature")),
     ]) {
       const answer = await fetch(wrong);
       expect(answer.status).toBe(403);
       expect(((await answer.json()) as { error: { code: string } }).error.code).toBe("video_url_invalid");
     }
-    expect((await fetch(changed((it) => it.searchParams.delete("signature")))).status).toBe(422);
   });
 
   test("are refused after their time, with the way to a new link", async () => {
