@@ -131,7 +131,9 @@ async function compareRefunds(run: Run): Promise<void> {
   }
   for (const payment of (await knownPayments(run.db, [...refunded])).values()) {
     run.checkpoint();
-    await compareRefundsOf(run, payment);
+    const known = await orMissing(compareRefundsOf(run, payment).then(() => true));
+    if (known) continue;
+    run.disagree("unknown_to_stripe", payment.id, "we count refunds of it, and Stripe does not know this payment");
   }
 }
 

@@ -119,9 +119,12 @@ async function requireRights(db: Database, part: Part): Promise<void> {
   );
 }
 
-/** Whose role this is: one with rights of several has been granted those of the greatest. */
+/**
+ * Whose role this is. A settlement's rights say nothing: a gateway's and a scheduler's contain them, so a grant takes
+ * none of them away, and a gateway's role that waits for a new grant after a migration has them, too.
+ */
 async function otherPartOf(db: Database, part: Part): Promise<Part | null> {
-  for (const other of ["gateway", "scheduler", "settlement"] as const) {
+  for (const other of ["gateway", "scheduler"] as const) {
     if (other !== part && (await missingRights(db, other)).length === 0) return other;
   }
   return null;

@@ -97,6 +97,22 @@ describe("what reconciliation reports and does not touch", () => {
     ]);
   });
 
+  test("refunds of a payment that Stripe does not know, as after a trial with another account", async () => {
+    const trial = g.stripe.books.pay(await g.session(key.api_key));
+    g.stripe.books.refund(trial, 500);
+    await g.stripe.flush(g.endpoint);
+    for (const known of [g.stripe.books.payments, g.stripe.books.sessions, g.stripe.books.refunds]) known.clear();
+    g.stripe.books.events.length = 0;
+    const missed = g.stripe.books.pay(await g.session(key.api_key, 1_000));
+    nobodyHeard();
+    const { disagreements } = await look();
+    expect(new Set(disagreements.map(({ kind, id }) => `${kind} ${id}`))).toEqual(
+      new Set([`unknown_to_stripe ${trial}`]),
+    );
+    expect(missed).not.toBe(trial);
+    expect(await balance()).toBe(dollars(30)); // 25 less 5, and the 10 that nobody had told us of
+  });
+
   test("a credit of another amount than Stripe received", async () => {
     const payment = g.stripe.books.pay(await g.session(key.api_key));
     await g.stripe.flush(g.endpoint);

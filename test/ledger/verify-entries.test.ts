@@ -140,14 +140,19 @@ test.each(TAMPERINGS)("notices %s", async (_, statements, problem) => {
 });
 
 /** Moves the beginning of the records. */
-const migrated = (when: string): string =>
-  `UPDATE schema_migrations SET run_on = now() ${when} WHERE name LIKE '0002%'`;
+const began = (when: string): string => `UPDATE operator_actions SET at = now() ${when} WHERE action = 'begin'`;
 
 test("grants of before operators' actions were recorded need none, later ones do", async () => {
   const forget = "DELETE FROM operator_actions WHERE reference = 'grant_rich'";
-  const [later, before] = [migrated("+ interval '1 hour'"), migrated("- interval '1 hour'")];
+  const [later, before] = [began("+ interval '1 hour'"), began("- interval '1 hour'")];
   expect(await auditAfter(db, tamperWith(`${forget}; ${later}`, rich))).toEqual([]);
   expect(await auditAfter(db, tamperWith(`${forget}; ${before}`, rich))).toHaveLength(1);
+  // A moment is one everywhere: a server elsewhere, to which the database was moved, believes no more and no less.
+  for (const zone of ["America/Los_Angeles", "Asia/Tokyo"]) {
+    const there = `SET LOCAL timezone = '${zone}'`;
+    expect(await auditAfter(db, tamperWith(`${there}; ${forget}; ${later}`, rich))).toEqual([]);
+    expect(await auditAfter(db, tamperWith(`${there}; ${forget}; ${before}`, rich))).toHaveLength(1);
+  }
 });
 
 test("the local customer has its credit from nobody", async () => {

@@ -130,11 +130,9 @@ async function* byReference(entries: AsyncIterable<OutsideEntry>): AsyncGenerato
   yield run;
 }
 
-/** When the table of operators' actions came to be; earlier grants have none. */
+/** When the table of operators' actions came to be (its first row says so); earlier grants have none. */
 async function actionsRecordedFrom(tx: Sql): Promise<string> {
-  const [row] = await tx.query<{ at: string }>(
-    "SELECT coalesce(min(run_on)::timestamptz, '-infinity')::text AS at FROM schema_migrations WHERE name LIKE '0002%'",
-  );
+  const [row] = await tx.query<{ at: string }>("SELECT at::text FROM operator_actions ORDER BY id LIMIT 1");
   return row?.at ?? "-infinity";
 }
 

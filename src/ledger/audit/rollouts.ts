@@ -23,8 +23,8 @@ interface RolloutMoney {
   readonly price_mils_per_frame: number;
   /** In force when it was accepted, by the rows of today: rows are added only, and never for the past. */
   readonly price_due: number | null;
-  /** What was in force a little earlier, where that is another: a change may have been on its way. */
-  readonly price_before: number | null;
+  /** Whether its price is one that was in force a little earlier: a change may have been on its way. */
+  readonly price_was_due: boolean;
   readonly charge_mils: Mils;
   readonly refunded_mils: Mils;
   /** Of its ledger entries; `strays` are those of another customer or kind. */
@@ -39,7 +39,7 @@ interface RolloutMoney {
 
 /** Charged once, what its frames cost by the price of that moment; refunded at most once, what was not delivered, and not before its end. */
 function* auditRollout(r: RolloutMoney): Generator<string> {
-  if (r.price_mils_per_frame !== r.price_due && r.price_mils_per_frame !== r.price_before) {
+  if (r.price_mils_per_frame !== r.price_due && !r.price_was_due) {
     yield `${r.id}: charged ${r.price_mils_per_frame} mils a frame, the price was ${r.price_due ?? "not set"}`;
   }
   const charge = BigInt(r.frames) * BigInt(r.price_mils_per_frame);
@@ -73,8 +73,13 @@ function rolloutsWithMoney(tx: Sql, { customer }: AuditScope): AsyncGenerator<Ro
     tx.query(
       `SELECT r.id, r.customer_id, r.request_id, r.status, r.frames, r.frames_delivered, r.price_mils_per_frame,
               r.charge_mils, r.refunded_mils, e.*, price_in_force(r.customer_id, r.created_at) AS price_due,
-              CASE WHEN r.price_mils_per_frame <> price_in_force(r.customer_id, r.created_at)
-                   THEN price_in_force(r.customer_id, r.created_at - interval '${PRICE_ON_ITS_WAY}') END AS price_before
+              CASE WHEN r.price_mils_per_frame = price_in_force(r.customer_id, r.created_at) THEN true
+                   ELSE r.price_mils_per_frame = price_in_force(r.customer_id, r.created_at - interval '${PRICE_ON_ITS_WAY}')
+                     OR EXISTS (SELECT FROM prices p
+                                 WHERE coalesce(p.customer_id, r.customer_id) = r.customer_id
+                                   AND p.mils_per_frame = r.price_mils_per_frame
+                                   AND p.effective_from BETWEEN r.created_at - interval '${PRICE_ON_ITS_WAY}' AND r.created_at)
+              END AS price_was_due
          FROM (SELECT * FROM rollouts WHERE id > $1 AND ($2::text IS NULL OR customer_id = $2) ORDER BY id LIMIT $3) r
         CROSS JOIN LATERAL (
           SELECT count(*) FILTER (WHERE ours AND kind = 'debit') AS debits,

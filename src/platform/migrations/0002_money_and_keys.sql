@@ -1,7 +1,9 @@
 -- Payments, debt, prices with notice, keys that say when they were used, and the operator's own doings.
 --
 -- Lock order of 0001, with what is new in it:
---   scheduler_leader -> customer -> payment -> api key -> rollout -> account ('balance' before 'debt') -> idempotency key
+--   scheduler_leader -> customer -> top-up -> payment (its refunds' advisory lock first) -> api key -> rollout
+--     -> account ('balance' before 'debt') -> idempotency key
+-- An operator's reference is locked (advisory) before all of them.
 -- The debt of a customer changes only under the row lock of the balance.
 
 ALTER TABLE customers
@@ -74,6 +76,8 @@ CREATE TABLE operator_actions (
   reference   text UNIQUE,
   details     jsonb NOT NULL DEFAULT '{}'
 );
+-- From here on nobody is given credit by hand without a row; the auditor lets earlier credits pass.
+INSERT INTO operator_actions (operator, action, reason) VALUES ('dream-engine', 'begin', 'actions are recorded from here on');
 CREATE INDEX operator_actions_customer ON operator_actions (customer_id, id);
 CREATE TRIGGER operator_actions_append_only BEFORE UPDATE OR DELETE ON operator_actions
   FOR EACH ROW EXECUTE FUNCTION refuse_change();

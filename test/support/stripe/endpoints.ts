@@ -46,8 +46,10 @@ export function answerCall(books: StripeBooks, { method, path, params }: Call): 
     case "GET events":
       return page(new Map(books.events.map((event) => [event.id, event])), path, params);
     case "GET refunds":
+      requirePayment(books, params);
       return page(books.refunds, path, params);
     case "GET disputes":
+      requirePayment(books, params);
       return page(books.disputes, path, params);
     case "GET disputes/:id":
       return one(books.disputes, "dispute", id);
@@ -60,6 +62,12 @@ function one<T>(map: ReadonlyMap<string, T>, what: string, id = ""): T {
   const found = map.get(id);
   if (!found) throw missing(what, id, "id");
   return found;
+}
+
+/** A list that is asked for by a payment is refused where there is no such payment. */
+function requirePayment(books: StripeBooks, params: Record<string, FormValue>): void {
+  const id = field(params, "payment_intent");
+  if (id !== undefined && !books.payments.has(id)) throw missing("payment_intent", id, "payment_intent");
 }
 
 function createSession(books: StripeBooks, params: Record<string, FormValue>): StripeObject {
