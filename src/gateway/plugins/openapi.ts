@@ -44,7 +44,10 @@ export async function addOpenApi(app: FastifyInstance): Promise<void> {
     staticCSP: true,
     uiConfig: { deepLinking: true },
     // The bar at the top holds nothing but the logo of Swagger UI's packager.
-    theme: { title: "Dream Engine API", css: [{ filename: "theme.css", content: ".topbar { display: none; }" }] },
+    theme: {
+      title: "Dream Engine API",
+      css: [{ filename: "theme.css", content: ".swagger-ui .topbar { display: none; }" }],
+    },
   });
   app.get("/openapi.json", { schema: { hide: true } }, async () => app.swagger());
 }
