@@ -5,6 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
+import { expect } from "vitest";
+
 import { createCluster, urlOf } from "#cli/postgres-cluster.ts";
 import { openServer } from "#cli/postgres-server.ts";
 import type { Service } from "#platform/lifecycle.ts";
@@ -34,6 +36,8 @@ export async function startOwnPostgres(): Promise<OwnPostgres> {
       const { stdout } = await run("pgrep", ["-P", String(postmaster)]);
       const backends = stdout.split("\n").filter(Boolean).map(Number);
       for (const pid of [postmaster, ...backends]) killHard(pid);
+      // A dead process that init has not collected yet counts as a running postmaster, which after a power cut is not there.
+      await expect.poll(() => isThere(postmaster), { timeout: START_WITHIN_MS, interval: 10 }).toBe(false);
       if ((await start()) !== url) throw new Error("somebody took the port of a server that was down for a moment");
     },
     async stop() {
@@ -41,6 +45,14 @@ export async function startOwnPostgres(): Promise<OwnPostgres> {
       rmSync(folder, { recursive: true, force: true });
     },
   };
+}
+
+function isThere(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
 }
 
 function killHard(pid: number): void {
