@@ -120,8 +120,24 @@ export async function startConsumer<Connection, Data>({
     if (released || letGo) throw new DelayedError();
   }
 
+  /** Until the stop is over, which waits for them. */
+  const lateFetches = new Set<Promise<void>>();
+  async function tracked(work: Promise<void>): Promise<void> {
+    lateFetches.add(work);
+    try {
+      await work;
+    } finally {
+      lateFetches.delete(work);
+    }
+  }
+
   async function process(job: Job, token = ""): Promise<void> {
     const id = job.id as JobId; // every job of ours is added under a JobId
+    if (letGo) {
+      // Fetched in the moment of stopping, perhaps what was put back just now.
+      await tracked(putBack(job, { token }));
+      throw new DelayedError();
+    }
     const held = inHand.get(id);
     if (held !== undefined) {
       log.warn({ job: id }, "lost the lock of a job that is running, and got it back");
@@ -180,15 +196,17 @@ export async function startConsumer<Connection, Data>({
     if (!idle) {
       log.warn({ jobs: inHand.size, grace_ms: graceMs }, "stopped with jobs in hand; they will run elsewhere");
       letGo = true;
+      // A fetch that is blocked outlives the pause and a forced close: it would take back what is put back now.
+      const unblocked = worker.getBackend().disconnectBlocking(false).catch(warn);
+      await settlesWithin(PUT_BACK_TIMEOUT_MS, unblocked);
       if (!(await settlesWithin(PUT_BACK_TIMEOUT_MS, putBackAll()))) {
         log.warn({ timeout_ms: PUT_BACK_TIMEOUT_MS }, "could not put back every job in time; they become stalled");
       }
-      // A forced close leaves a blocked fetch waiting for its own timeout.
-      worker.getBackend().disconnectBlocking(false).catch(warn);
     }
     if (!(await settlesWithin(CLOSE_TIMEOUT_MS, worker.close(!idle)))) {
       log.warn({ timeout_ms: CLOSE_TIMEOUT_MS }, "queue worker did not close in time");
     }
+    await settlesWithin(PUT_BACK_TIMEOUT_MS, Promise.allSettled(lateFetches));
   }
   let stopping: Promise<void> | undefined;
 

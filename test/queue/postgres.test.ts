@@ -89,7 +89,9 @@ test("several processes may migrate at the same time, and again", async () => {
 test("a database without the queue's schema is refused with a message that says what to do", async () => {
   const database = await createTestDatabase();
   const opening = createPostgresQueues({ url: database.url, log: silentLog, migrate: false });
-  await expect(opening).rejects.toThrow(/there is no queue in that database yet; its owner makes it with `dream-engine database migrate`/);
+  await expect(opening).rejects.toThrow(
+    /there is no queue in that database yet; its owner makes it with `dream-engine database migrate`/,
+  );
   await database.drop();
 });
 
