@@ -9,7 +9,7 @@ import { KEYS_PER_CUSTOMER_MAX } from "#contract/limits.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
 import { addSignedUpCustomer } from "./customers.ts";
-import { unusableKey } from "./keys.ts";
+import { type ListedKey, unusableKey } from "./keys.ts";
 import { lockOpenCustomer, type MintedKey, mintKey } from "./mint.ts";
 
 /** The key that a request came with. */
@@ -18,17 +18,7 @@ export interface Asking {
   readonly customer_id: CustomerId;
 }
 
-export interface OwnKey {
-  readonly key_id: KeyId;
-  readonly prefix: string;
-  readonly label: string | null;
-  readonly rate_per_s: number | null;
-  readonly burst: number | null;
-  readonly created_at: Date;
-  readonly last_used_at: Date | null;
-  readonly expires_at: Date | null;
-  readonly revoked_at: Date | null;
-}
+export type OwnKey = Omit<ListedKey, "customer_id" | "email" | "signup_email" | "balance_mils">;
 
 /** An operator may have made more than a customer can. */
 const USABLE_LISTED_MAX = 200;

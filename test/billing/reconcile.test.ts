@@ -9,7 +9,15 @@ import type { Database } from "#platform/database.ts";
 import { assertBooksBalance } from "#test/support/ledger.ts";
 import { silentLog } from "#test/support/postgres.ts";
 
-import { dollars, type PayingGateway, startPayingGateway, stripeClient } from "./support.ts";
+import {
+  dollars,
+  forgetEvents,
+  lookAtStripe,
+  type LookOptions,
+  type PayingGateway,
+  startPayingGateway,
+  stripeClient,
+} from "./support.ts";
 
 let g: PayingGateway;
 let key: CreatedKey;
@@ -22,18 +30,10 @@ afterEach(async () => {
   await g.stop();
 });
 
-const look = (options: { dryRun?: boolean; days?: number } = {}) =>
-  reconcile(
-    { db: g.t.as("scheduler"), stripe: g.client, clock: systemClock, log: silentLog },
-    { days: 30, ...options },
-  );
+const look = (options?: LookOptions) => lookAtStripe(g, options);
 const balance = async () => (await g.accounts(key.customer_id)).balance_mils;
 const nobodyHeard = () => g.stripe.drop();
-/** Stripe forgets its events after 30 days; the objects stay. */
-const eventsAreGone = () => {
-  nobodyHeard();
-  g.stripe.books.events.length = 0;
-};
+const eventsAreGone = () => forgetEvents(g);
 
 describe("reconciliation", () => {
   test("finds nothing where every webhook arrived", async () => {

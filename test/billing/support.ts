@@ -2,11 +2,14 @@
 import { randomUUID } from "node:crypto";
 
 import { adjustBalance } from "#billing/operator.ts";
+import { reconcile } from "#billing/reconcile.ts";
 import { createStripe, type Stripe } from "#billing/stripe.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import { accountsOf } from "#ledger/ledger.ts";
+import { systemClock } from "#platform/clock.ts";
 import { type GatewayOverrides, startTestGateway, type TestGateway } from "#test/gateway/support/test-gateway.ts";
 import type { Database } from "#platform/database.ts";
+import { silentLog } from "#test/support/postgres.ts";
 import type { Endpoint } from "#test/support/stripe/deliveries.ts";
 import {
   startStripeStandIn,
@@ -122,3 +125,18 @@ export const webhookOf =
   };
 
 export const dollars = (usd: number): Mils => mils(Math.round(usd * 10_000));
+
+export interface LookOptions {
+  readonly dryRun?: boolean;
+  readonly days?: number;
+}
+
+/** One reconciliation as the scheduler runs it, by default over 30 days. */
+export const lookAtStripe = ({ t, client }: PayingGateway, options: LookOptions = {}) =>
+  reconcile({ db: t.as("scheduler"), stripe: client, clock: systemClock, log: silentLog }, { days: 30, ...options });
+
+/** Stripe forgets its events after 30 days; the objects stay. */
+export function forgetEvents({ stripe }: PayingGateway): void {
+  stripe.drop();
+  stripe.books.events.length = 0;
+}
