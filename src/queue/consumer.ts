@@ -2,7 +2,8 @@
  * One BullMQ Worker behind the Consumer port. What BullMQ leaves to us:
  * - giving up: our processor decides by the stalled count and reports before the job becomes `failed`, so that no
  *   report is lost with a process (BullMQ's own limit would report by an event, in memory);
- * - a fetch under way while pausing: BullMQ still hands that job over, so the processor puts it straight back;
+ * - a fetch under way while pausing: BullMQ still hands that job over, so the processor puts it straight back; and a wait
+ *   for jobs ends in one more fetch, pause or not, so the stop shuts a gate before it puts its jobs back;
  * - a lock lost while its holder lives (the backend was away for longer than it lasts): BullMQ hands the same job to the
  *   same process a second time, which goes on with the run it has, under the new lock;
  * - a bounded stop: `worker.close()` waits for a hung handler for ever, or leaves its job to be counted as stalled.
@@ -15,6 +16,7 @@ import type { Log } from "#platform/log.ts";
 import { watchBackend } from "./backend-watch.ts";
 import { settlesWithin } from "#platform/bounded.ts";
 import type { BullBackend } from "./bullmq.ts";
+import { gateFetches } from "./fetch-gate.ts";
 import type { ConsumeOptions, Consumer } from "./job-queue.ts";
 import { throttledWarning } from "./throttled-warning.ts";
 
@@ -120,24 +122,8 @@ export async function startConsumer<Connection, Data>({
     if (released || letGo) throw new DelayedError();
   }
 
-  /** Until the stop is over, which waits for them. */
-  const lateFetches = new Set<Promise<void>>();
-  async function tracked(work: Promise<void>): Promise<void> {
-    lateFetches.add(work);
-    try {
-      await work;
-    } finally {
-      lateFetches.delete(work);
-    }
-  }
-
   async function process(job: Job, token = ""): Promise<void> {
     const id = job.id as JobId; // every job of ours is added under a JobId
-    if (letGo) {
-      // Fetched in the moment of stopping, perhaps what was put back just now.
-      await tracked(putBack(job, { token }));
-      throw new DelayedError();
-    }
     const held = inHand.get(id);
     if (held !== undefined) {
       log.warn({ job: id }, "lost the lock of a job that is running, and got it back");
@@ -169,8 +155,8 @@ export async function startConsumer<Connection, Data>({
     },
     backend.factory,
   );
-  const warn = throttledWarning(log, "queue worker error");
-  worker.on("error", warn);
+  const fetches = gateFetches(worker.getBackend());
+  worker.on("error", throttledWarning(log, "queue worker error"));
   worker.on("failed", (job, error) => log.warn({ job: job?.id, reason: error.message }, "job failed"));
   worker.on("stalled", (jobId) => log.warn({ job: jobId }, "a worker died or froze while holding this job"));
 
@@ -192,13 +178,12 @@ export async function startConsumer<Connection, Data>({
     watch.stop();
     taking = false;
     await worker.pause(true);
+    // From here on nothing is handed over, so nothing that is put back below comes back.
+    await settlesWithin(PUT_BACK_TIMEOUT_MS, fetches.shut());
     const idle = await settlesWithin(graceMs, Promise.allSettled([...inHand.values()].map(({ ended }) => ended)));
     if (!idle) {
       log.warn({ jobs: inHand.size, grace_ms: graceMs }, "stopped with jobs in hand; they will run elsewhere");
       letGo = true;
-      // A fetch that is blocked outlives the pause and a forced close: it would take back what is put back now.
-      const unblocked = worker.getBackend().disconnectBlocking(false).catch(warn);
-      await settlesWithin(PUT_BACK_TIMEOUT_MS, unblocked);
       if (!(await settlesWithin(PUT_BACK_TIMEOUT_MS, putBackAll()))) {
         log.warn({ timeout_ms: PUT_BACK_TIMEOUT_MS }, "could not put back every job in time; they become stalled");
       }
@@ -206,7 +191,6 @@ export async function startConsumer<Connection, Data>({
     if (!(await settlesWithin(CLOSE_TIMEOUT_MS, worker.close(!idle)))) {
       log.warn({ timeout_ms: CLOSE_TIMEOUT_MS }, "queue worker did not close in time");
     }
-    await settlesWithin(PUT_BACK_TIMEOUT_MS, Promise.allSettled(lateFetches));
   }
   let stopping: Promise<void> | undefined;
 
