@@ -14,6 +14,8 @@ export interface BlobStore {
   put(key: string, body: Uint8Array): Promise<void>;
   /** Moves a finished local file into the store (same file system: a rename, else a copy), removing the original. */
   putFile(key: string, localPath: string): Promise<void>;
+  /** The same content under another key, which it replaces; throws BlobNotFound. */
+  copy(from: string, to: string): Promise<void>;
   /** Whole content; throws BlobNotFound. */
   get(key: string): Promise<Buffer>;
   /** Size and age, or null when there is no such blob. */
@@ -24,6 +26,8 @@ export interface BlobStore {
   delete(key: string): Promise<void>;
   /** Every blob whose key starts with `prefix`, in no particular order. */
   list(prefix: string): AsyncIterable<BlobInfo>;
+  /** A link for GET that works without credentials for that long; absent where the store cannot give one. */
+  presignedUrl?(key: string, options: { readonly lifetimeMs: number; readonly filename: string }): Promise<string>;
 }
 
 export class BlobNotFound extends Error {

@@ -3,7 +3,7 @@
  * A write goes to a temporary name under `.incoming` of the same tree, is flushed, then renamed into place.
  */
 import { randomUUID } from "node:crypto";
-import { copyFile, mkdir, open, opendir, readFile, rename, rm, rmdir, stat, unlink } from "node:fs/promises";
+import { copyFile, link, mkdir, open, opendir, readFile, rename, rm, rmdir, stat, unlink } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 
 import { errorCode } from "#platform/error-code.ts";
@@ -79,6 +79,19 @@ export function createFsBlobs(rootDir: string): BlobStore {
         });
         await rm(localPath);
       }
+    },
+
+    async copy(from, to) {
+      const source = pathOf(from);
+      const target = pathOf(to);
+      await replace(target, async (temporary) => {
+        // Blobs are replaced and never written into, so two names may share one file; not every file system can.
+        await link(source, temporary).catch(async (error: unknown) => {
+          if (isAbsence(error)) throw new BlobNotFound(from);
+          await copyFile(source, temporary);
+          await flush(temporary);
+        });
+      });
     },
 
     async get(key) {

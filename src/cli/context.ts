@@ -80,7 +80,7 @@ async function readSchemaState(db: Database): Promise<SchemaState> {
     if (!["42501", "42P01"].includes(errorCode(error) ?? "")) throw error;
     throw new UserError(
       "The role in DATABASE_URL has no rights in this database. As its owner, run\n" +
-        "  dream-engine database grant <role> --as gateway|settlement|scheduler\n" +
+        "  dream-engine database grant <role> --as gateway|settlement|scheduler|runner|notifier\n" +
         "for a role of that process alone.",
       { cause: error },
     );

@@ -18,7 +18,7 @@ interface Owner {
 }
 
 /** Most connections of each part. 8 settlements run at once; the scheduler holds one for its lock all the time. */
-const POOL_MAX: Readonly<Record<Part, number>> = { gateway: 10, settlement: 10, scheduler: 8 };
+const POOL_MAX: Readonly<Record<Part, number>> = { gateway: 10, settlement: 10, scheduler: 8, runner: 6, notifier: 4 };
 
 /**
  * This part's own pool on the database, under a role that may do what the part does and no more; stopped with `parts`.

@@ -7,6 +7,10 @@ export type CustomerId = Id<"customer">;
 export type KeyId = Id<"key">;
 export type RequestId = Id<"request">;
 export type TopupId = Id<"topup">;
+export type DatasetId = Id<"dataset">;
+export type UploadId = Id<"upload">;
+export type EndpointId = Id<"endpoint">;
+export type DeliveryId = Id<"delivery">;
 
 /** `node:crypto`'s randomBytes, or a seeded stand-in. */
 export type RandomBytes = (size: number) => Uint8Array;
@@ -19,20 +23,23 @@ export const newCustomerId = (random: RandomBytes): CustomerId => `cus_${hex(ran
 export const newKeyId = (random: RandomBytes): KeyId => `key_${hex(random(8))}` as KeyId;
 export const newRequestId = (random: RandomBytes): RequestId => `req_${hex(random(12))}` as RequestId;
 export const newTopupId = (random: RandomBytes): TopupId => `topup_${hex(random(16))}` as TopupId;
+export const newDatasetId = (random: RandomBytes): DatasetId => `dataset_${hex(random(16))}` as DatasetId;
+export const newUploadId = (random: RandomBytes): UploadId => `upload_${hex(random(16))}` as UploadId;
+export const newEndpointId = (random: RandomBytes): EndpointId => `endpoint_${hex(random(16))}` as EndpointId;
 
-const ROLLOUT_ID = /^rollout_[0-9a-f]{32}$/;
+/** A parser that narrows text from outside, and gives null for what cannot be an id of that kind. */
+const parserOf =
+  <T extends string>(prefix: string): ((text: string) => T | null) =>
+  (text) =>
+    text.startsWith(prefix) && /^[0-9a-f]{32}$/.test(text.slice(prefix.length)) ? (text as T) : null;
 
-/** Narrows text from outside; null when it cannot be a rollout id. */
-export function parseRolloutId(text: string): RolloutId | null {
-  return ROLLOUT_ID.test(text) ? (text as RolloutId) : null;
-}
-
-const TOPUP_ID = /^topup_[0-9a-f]{32}$/;
-
-/** Narrows text from outside; null when it cannot be a top-up's id. */
-export function parseTopupId(text: string): TopupId | null {
-  return TOPUP_ID.test(text) ? (text as TopupId) : null;
-}
+export const parseRolloutId = parserOf<RolloutId>("rollout_");
+export const parseTopupId = parserOf<TopupId>("topup_");
+export const parseDatasetId = parserOf<DatasetId>("dataset_");
+export const parseUploadId = parserOf<UploadId>("upload_");
+export const parseEndpointId = parserOf<EndpointId>("endpoint_");
+/** Minted by the database (webhook_deliveries). */
+export const parseDeliveryId = parserOf<DeliveryId>("msg_");
 
 /** The customer and key that requests without a header belong to when the server runs with AUTH=off. */
 export const LOCAL_CUSTOMER = "cus_local" as CustomerId;

@@ -111,4 +111,11 @@ export const blobKeys = {
   video: (rolloutId: string, attempt: number, runId: string, candidate: number) =>
     `rollouts/${rolloutId}/${attempt}/${runId}/rollout_${String(candidate).padStart(3, "0")}.mp4`,
   result: (rolloutId: string, attempt: number) => `rollouts/${rolloutId}/${attempt}/result.json`,
+  upload: (uploadId: string) => `uploads/${uploadId}`,
+  /** Inputs that came with the dataset itself; those of a row's rollout are the rollout's. */
+  datasetInput: (datasetId: string, n: number, part: "frame" | "actions") =>
+    `datasets/${datasetId}/inputs/${n}/${part}`,
+  /** What its owner loads: these keys do not change. */
+  datasetVideo: (datasetId: string, rowId: string) => `datasets/${datasetId}/videos/${rowId}.mp4`,
+  datasetResults: (datasetId: string, format: "jsonl" | "parquet") => `datasets/${datasetId}/metadata.${format}`,
 } as const;

@@ -25,3 +25,27 @@ export const SYNC_DEADLINE_MS = 285_000;
 export const REDELIVERY_WINDOW_MS = 15 * 60_000;
 export const IDEMPOTENCY_KEPT_MS = 24 * 3_600_000;
 export const VIDEO_URL_LIFETIME_MS = 3_600_000;
+
+/** How long an asynchronous rollout may wait for its start, unless it says otherwise (`expires_in_s`). */
+export const ASYNC_EXPIRES_S_DEFAULT = 24 * 3600;
+export const ASYNC_EXPIRES_S_MAX = 7 * 24 * 3600;
+/** From its start; the longest rollout takes a fraction of it, cold start included. */
+export const ASYNC_RUN_MAX_MS = 15 * 60_000;
+/** `?wait=` of what can be waited for; below the idle time of the usual proxies. */
+export const LONG_POLL_S_MAX = 50;
+export const LIST_PAGE_DEFAULT = 20;
+export const LIST_PAGE_MAX = 200;
+
+export const WEBHOOK_URL_CHARS_MAX = 2000;
+export const WEBHOOK_ENDPOINTS_MAX = 20;
+
+export const DATASET_ROWS_MAX = 250_000;
+/** A row with both its inputs in base64 fits; a larger one uploads them. */
+export const DATASET_LINE_BYTES_MAX = 8 * 1024 * 1024;
+export const DATASET_BODY_BYTES_MAX = 4 * 1024 * 1024 * 1024;
+/** One frame or one actions file: an upload, an archive's entry, what a URL answers. */
+export const INPUT_BYTES_MAX = BODY_BYTES_MAX;
+export const DATASET_ROWS_PAGE_DEFAULT = 100;
+export const DATASET_ROWS_PAGE_MAX = 1_000;
+/** How long a row's rollout may wait for its start. */
+export const DATASET_ROW_EXPIRES_MS = 24 * 3_600_000;

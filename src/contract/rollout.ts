@@ -23,4 +23,4 @@ export const Lane = Type.Union([Type.Literal("realtime"), Type.Literal("bulk")])
 export type Lane = Static<typeof Lane>;
 
 /** The HTTP surface a rollout came in by: it decides what "delivered" means (docs/architecture.md, "Delivered"). */
-export type RolloutRoute = "predict" | "batch" | "rollouts";
+export type RolloutRoute = "predict" | "batch" | "rollouts" | "dataset";

@@ -18,11 +18,12 @@ import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { predictQueue } from "#queue/queues.ts";
 import { createAcceptor } from "#rollouts/acceptor.ts";
+import { createVideoLinks } from "#rollouts/video-links.ts";
 
 import { createBackground } from "./background.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
 import { createByteBudget } from "./input/byte-budget.ts";
-import { createFrameNormaliser } from "./input/frame.ts";
+import { createFrameNormaliser } from "#inputs/frame.ts";
 import { LEASE_TIMEOUT_MS, startLease } from "./lease.ts";
 import { createModels, type Model } from "./models.ts";
 import { addAnswerEnd } from "./plugins/answer-end.ts";
@@ -105,6 +106,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     createKeyRateLimit(limiter),
   ];
 
+  const videoSecret = await sharedSecret(db, "video_url", random);
   const parts: RouteParts = {
     ...options,
     money,
@@ -114,7 +116,8 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     status: createServerStatus({ db, clock, models, pools: options.pools, queueOf }),
     budget: createByteBudget(),
     normaliseFrame: createFrameNormaliser(),
-    videoSecret: await sharedSecret(db, "video_url", random),
+    videoSecret,
+    videoLinks: createVideoLinks({ secret: videoSecret, blobs: options.blobs }),
     keyed,
     signupLimit: createSignupLimit(options),
     paidForm: [...keyed, checkFormHeaders, createBalanceCheck(db, clock, models)],

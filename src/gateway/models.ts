@@ -3,7 +3,7 @@ import { ApiError } from "#contract/errors.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import { defaultModelOf } from "#platform/bundles.ts";
 
-import { bundleIdentity } from "./input/fingerprint.ts";
+import { bundleIdentity } from "#inputs/fingerprint.ts";
 
 export interface Model {
   readonly slug: string;

@@ -5,10 +5,11 @@ import type { MoneyMetrics } from "#ledger/metrics.ts";
 import type { Stripe } from "#billing/stripe.ts";
 import type { JobQueue } from "#queue/job-queue.ts";
 import type { PredictJob } from "#contract/jobs.ts";
+import type { VideoLinks } from "#rollouts/video-links.ts";
 
 import type { GatewayOptions } from "./gateway-parts.ts";
 import type { ByteBudget } from "./input/byte-budget.ts";
-import type { NormaliseFrame } from "./input/frame.ts";
+import type { NormaliseFrame } from "#inputs/frame.ts";
 import type { Model, Models } from "./models.ts";
 import type { Predictor } from "./predict/predict.ts";
 import type { ServerStatus } from "./status.ts";
@@ -26,8 +27,9 @@ export interface RouteParts extends GatewayOptions {
   readonly signupLimit: (ip: string) => Promise<void>;
   /** Predict queues by model. */
   readonly queueOf: (model: string) => JobQueue<PredictJob>;
-  /** Signs video links. */
+  /** Signs the gateway's own video links. */
   readonly videoSecret: Buffer;
+  readonly videoLinks: VideoLinks;
   /** First hooks of a route that needs a key: who, and how often. */
   readonly keyed: readonly onRequestAsyncHookHandler[];
   /** As `keyed`, and what must hold before a form is read: its type, its size, a balance that can pay for anything. */

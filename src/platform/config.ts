@@ -111,6 +111,18 @@ export const SETTINGS = {
     "at least 16 characters",
     (text) => (text.length >= 16 ? text : null),
   ),
+  OUTBOUND_PRIVATE: setting(
+    "on: webhooks and the URLs in datasets may lead to private, loopback and link-local addresses",
+    "off",
+    "on or off",
+    oneOf("on", "off"),
+  ),
+  RETENTION_DAYS: setting(
+    "how long the inputs and videos of a rollout or dataset are kept after its end",
+    "30",
+    "a number of days from 1 to 3650",
+    integer(1, 3_650),
+  ),
   STRIPE_SECRET_KEY: setting(
     "Stripe's secret key; unset: top-up by card answers 503 and everything else works",
     undefined,

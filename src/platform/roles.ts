@@ -8,7 +8,7 @@ import { escapeIdentifier } from "pg";
 import type { Sql } from "./database.ts";
 
 /** The processes that connect to the whole schema; inference workers see the queue's alone (queue/postgres.ts). */
-export const PARTS = ["gateway", "settlement", "scheduler"] as const;
+export const PARTS = ["gateway", "settlement", "scheduler", "runner", "notifier"] as const;
 export type Part = (typeof PARTS)[number];
 
 /** Privileges as GRANT spells them, with columns where the rest of the row is nobody's to change. */
@@ -16,6 +16,8 @@ type Rights = Readonly<Record<string, string>>;
 
 const MOVE_BALANCE = "SELECT, UPDATE (balance_mils, seq, prev_hash, head_hash, last_entry_at)";
 const END_ROLLOUT = "status, frames_delivered, refunded_mils, result, error_code, error_message, finished_at";
+/** Written by whoever ends a rollout or a dataset, in the transaction that ends it. */
+const TELL_WEBHOOKS: Rights = { webhook_endpoints: "SELECT", webhook_deliveries: "SELECT, INSERT" };
 const TOPUP_TOLD = "UPDATE (session_id, session_url, state)";
 /** What Stripe says goes in; a decision about a problem is an operator's. */
 const TAKE_STRIPE_EVENTS: Rights = {
@@ -43,6 +45,13 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     shared_secrets: "SELECT, INSERT",
     topups: `SELECT, INSERT, ${TOPUP_TOLD}, UPDATE (idempotency_key)`,
     ...TAKE_STRIPE_EVENTS,
+    uploads: "SELECT, INSERT",
+    datasets: "SELECT, INSERT, UPDATE",
+    dataset_rows: "SELECT, INSERT, UPDATE",
+    webhook_endpoints: "SELECT, INSERT, UPDATE",
+    webhook_signing: "SELECT, INSERT, UPDATE",
+    webhook_deliveries: "SELECT, INSERT, UPDATE",
+    webhook_attempts: "SELECT",
     schema_migrations: "SELECT",
   },
   settlement: {
@@ -50,12 +59,41 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     rollouts: `SELECT, UPDATE (${END_ROLLOUT})`,
     idempotency_keys: "SELECT, DELETE",
     ledger_entries: "INSERT",
+    ...TELL_WEBHOOKS,
+    schema_migrations: "SELECT",
+  },
+  /** Sends webhooks to whatever servers customers name: nothing of it touches money, keys or work. */
+  notifier: {
+    rollouts: "SELECT",
+    datasets: "SELECT",
+    shared_secrets: "SELECT, INSERT",
+    webhook_signing: "SELECT",
+    webhook_endpoints: "SELECT, UPDATE (disabled_at, disabled_reason)",
+    webhook_deliveries: "SELECT, UPDATE (state, attempts, next_attempt_at, claimed_until, finished_at)",
+    webhook_attempts: "SELECT, INSERT",
+    schema_migrations: "SELECT",
+  },
+  /** Turns rows of datasets into rollouts, and notes what became of them. */
+  runner: {
+    accounts: MOVE_BALANCE,
+    api_keys: "SELECT, UPDATE (revoked_at)",
+    prices: "SELECT",
+    rollouts: `SELECT, INSERT, UPDATE (${END_ROLLOUT})`,
+    idempotency_keys: "SELECT, INSERT, DELETE",
+    ledger_entries: "SELECT, INSERT",
+    uploads: "SELECT",
+    datasets: "SELECT, UPDATE",
+    dataset_rows: "SELECT, UPDATE",
+    ...TELL_WEBHOOKS,
     schema_migrations: "SELECT",
   },
   scheduler: {
     customers: "SELECT",
     accounts: MOVE_BALANCE,
-    rollouts: `SELECT, UPDATE (${END_ROLLOUT}, attempt, dispatched_at, sweep_at)`,
+    rollouts: `SELECT, UPDATE (${END_ROLLOUT}, attempt, dispatched_at, sweep_at, deadline_at, files_deleted_at)`,
+    ...TELL_WEBHOOKS,
+    datasets: "SELECT, UPDATE (files_deleted_at)",
+    uploads: "SELECT, DELETE",
     idempotency_keys: "SELECT, DELETE",
     ledger_entries: "SELECT, INSERT",
     ledger_checks: "SELECT, INSERT",

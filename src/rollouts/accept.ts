@@ -3,7 +3,7 @@
  * each as if it had come alone. Row locks in the order key → account (→ idempotency key), see migration 0001.
  */
 import { ApiError } from "#contract/errors.ts";
-import type { CustomerId, KeyId, RequestId, RolloutId } from "#contract/ids.ts";
+import type { CustomerId, DatasetId, KeyId, RequestId, RolloutId } from "#contract/ids.ts";
 import { IDEMPOTENCY_KEPT_MS } from "#contract/limits.ts";
 import { centsHalfUp, type Mils, mils, usdText } from "#contract/mils.ts";
 import type { Lane, RolloutRoute, SamplingParams } from "#contract/rollout.ts";
@@ -30,6 +30,8 @@ export interface NewRollout {
   /** The gateway process whose client waits, by its name in `gateway_leases`; null for asynchronous work. */
   readonly waiter_id: string | null;
   readonly deadline_at: Date;
+  readonly webhook_url: string | null;
+  readonly dataset: { readonly id: DatasetId; readonly row: number } | null;
 }
 
 export interface Accepted {
@@ -56,10 +58,11 @@ const ACCEPT = `
   WITH wanted AS (
     SELECT *
       FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::int[], $9::int[],
-                  $10::int[], $11::jsonb[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[])
+                  $10::int[], $11::jsonb[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[],
+                  $17::text[], $18::text[], $19::int[])
            WITH ORDINALITY
            AS w (id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate, params, fingerprint,
-                 waiter_id, deadline_at, detail, idempotency_key, n)
+                 waiter_id, deadline_at, detail, idempotency_key, webhook_url, dataset_id, dataset_row, n)
      WHERE NOT EXISTS (SELECT FROM idempotency_keys i WHERE i.customer_id = $1 AND i.key = w.idempotency_key)
   ),
   payer AS MATERIALIZED (
@@ -76,9 +79,10 @@ const ACCEPT = `
   ), ${postEntries("debits")},
   accepted AS (
     INSERT INTO rollouts (id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
-                          params, fingerprint, price_mils_per_frame, charge_mils, waiter_id, deadline_at)
+                          params, fingerprint, price_mils_per_frame, charge_mils, waiter_id, deadline_at,
+                          webhook_url, dataset_id, dataset_row)
     SELECT id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
-           params, fingerprint, price, -amount_mils, waiter_id, deadline_at
+           params, fingerprint, price, -amount_mils, waiter_id, deadline_at, webhook_url, dataset_id, dataset_row
       FROM linked WHERE posted
   ),
   remembered AS (
@@ -160,6 +164,9 @@ function acceptParams(rs: readonly NewRollout[]): unknown[] {
     column((r) => r.deadline_at),
     column((r) => `${ROUTE_LABEL[r.route]} · ${r.model} · ${framesOf(r)} frames`),
     column((r) => r.idempotency_key),
+    column((r) => r.webhook_url),
+    column((r) => r.dataset?.id ?? null),
+    column((r) => r.dataset?.row ?? null),
   ];
 }
 
@@ -194,6 +201,10 @@ function outcomeOf(r: NewRollout, row: TriedRow): Tried {
     finished_at: null,
     delivered_at: null,
     deadline_at: r.deadline_at,
+    webhook_url: r.webhook_url,
+    dataset_id: r.dataset?.id ?? null,
+    dataset_row: r.dataset?.row ?? null,
+    files_deleted_at: null,
   };
   return { kind: "accepted", rollout };
 }
@@ -231,10 +242,12 @@ export async function finishAccepting(sql: Sql, r: NewRollout, first: Tried | un
 /** Frames on the bill: the conditioning frame of each candidate counts. */
 const framesOf = (r: NewRollout): number => r.k * (r.actions_per_candidate + 1);
 
-const ROUTE_LABEL = { predict: "predict", batch: "batch", rollouts: "rollout" } as const satisfies Record<
-  RolloutRoute,
-  string
->;
+const ROUTE_LABEL = {
+  predict: "predict",
+  batch: "batch",
+  rollouts: "rollout",
+  dataset: "dataset",
+} as const satisfies Record<RolloutRoute, string>;
 
 /** The rollout that this idempotency key stands for, or null when it is free; one that is too old is set free here. */
 async function findReplay(sql: Sql, r: NewRollout, key: string): Promise<Rollout | null> {

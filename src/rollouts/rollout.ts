@@ -1,5 +1,5 @@
-/** A rollout as stored. Column by column the `rollouts` table of migration 0001. */
-import type { CustomerId, KeyId, RequestId, RolloutId } from "#contract/ids.ts";
+/** A rollout as stored. Column by column the `rollouts` table of migrations 0001 and 0003. */
+import type { CustomerId, DatasetId, KeyId, RequestId, RolloutId } from "#contract/ids.ts";
 import type { RolloutResult } from "#contract/jobs.ts";
 import type { Mils } from "#contract/mils.ts";
 import type { Lane, RolloutRoute, RolloutStatus, SamplingParams } from "#contract/rollout.ts";
@@ -32,7 +32,12 @@ export interface Rollout {
   readonly dispatched_at: Date | null;
   readonly finished_at: Date | null;
   readonly delivered_at: Date | null;
+  /** A dispatched rollout is given up at it. An asynchronous one gets time to run on top when it is dispatched. */
   readonly deadline_at: Date;
+  readonly webhook_url: string | null;
+  readonly dataset_id: DatasetId | null;
+  readonly dataset_row: number | null;
+  readonly files_deleted_at: Date | null;
 }
 
 /**
@@ -42,4 +47,5 @@ export interface Rollout {
 export const ROLLOUT_COLUMNS = `
   id, customer_id, key_id, request_id, route, model, lane, status, attempt, k, actions_per_candidate, frames, params,
   fingerprint, price_mils_per_frame, charge_mils, refunded_mils, frames_delivered, result, error_code, error_message,
-  waiter_id, created_at, dispatched_at, finished_at, delivered_at, deadline_at`;
+  waiter_id, created_at, dispatched_at, finished_at, delivered_at, deadline_at, webhook_url, dataset_id,
+  dataset_row, files_deleted_at`;

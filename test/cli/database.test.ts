@@ -133,9 +133,9 @@ describe.for([...PARTS])("%s", (part) => {
   });
 
   test("says which right it lacks when an older version granted them", async () => {
-    await database.db.query(`REVOKE ALL ON accounts FROM ${role(part)}`);
+    await database.db.query(`REVOKE ALL ON rollouts FROM ${role(part)}`);
     const message = await refused([part], as(part));
-    expect(message).toContain("SELECT on accounts");
+    expect(message).toContain("SELECT on rollouts");
     expect(message).toContain(`database grant ${role(part)} --as ${part}`);
   });
 });
@@ -148,8 +148,8 @@ test("a role of another process is not to be given away from it", async () => {
 });
 
 test("a process that may not migrate says which migration is missing and what to run", async () => {
-  await database.db.query("DELETE FROM schema_migrations WHERE name = '0002_money_and_keys'");
+  await database.db.query("DELETE FROM schema_migrations WHERE name = '0003_jobs_and_datasets'");
   const message = await refused(["settlement"], as("settlement"));
-  expect(message).toContain("lacks 0002_money_and_keys");
+  expect(message).toContain("lacks 0003_jobs_and_datasets");
   expect(message).toContain("dream-engine database migrate");
 });

@@ -52,12 +52,12 @@ describe("an empty database", () => {
 });
 
 describe("a database of an older version", () => {
-  const old = { empty: false, missing: ["0002_money_and_keys"], unknown: [] };
+  const old = { empty: false, missing: ["0002_money_and_keys", "0003_jobs_and_datasets"], unknown: [] };
 
   test("is left as it is by a command, which says what brings it up to date, and so by doctor", async () => {
     await goBack();
     await expect(open()).rejects.toThrow(
-      /lacks 0002_money_and_keys.*`npm start` of this version .* dream-engine database migrate$/s,
+      /lacks 0002_money_and_keys, 0003_jobs_and_datasets.*`npm start` of this version .* dream-engine database migrate$/s,
     );
     vi.stubEnv("DATABASE_URL", database.url);
     vi.stubEnv("REDIS_URL", undefined);

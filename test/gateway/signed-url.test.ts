@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { ApiError } from "#contract/errors.ts";
 import { newRolloutId } from "#contract/ids.ts";
 import { parseRange } from "#gateway/input/range.ts";
-import { checkVideoLink, videoUrl } from "#gateway/signed-url.ts";
+import { checkVideoLink, videoUrl } from "#rollouts/signed-url.ts";
 
 const SECRET = Buffer.alloc(32, 7);
 const link = { rollout_id: newRolloutId(() => new Uint8Array(16)), candidate: 0, expires: 2_000 };

@@ -17,6 +17,10 @@ test("migrates an empty database once, also when several processes start togethe
   await migrate(database.url, silentLog);
 
   const applied = await database.db.query<{ name: string }>("SELECT name FROM schema_migrations ORDER BY id");
-  expect(applied.map(({ name }) => name)).toEqual(["0001_ledger_keys_rollouts", "0002_money_and_keys"]);
+  expect(applied.map(({ name }) => name)).toEqual([
+    "0001_ledger_keys_rollouts",
+    "0002_money_and_keys",
+    "0003_jobs_and_datasets",
+  ]);
   expect(await database.db.query("SELECT mils_per_frame FROM prices")).toEqual([{ mils_per_frame: 5 }]);
 });

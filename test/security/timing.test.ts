@@ -50,7 +50,7 @@ test("one bit of a key more or less gives a hash that has nothing in common with
 });
 
 test("secrets are compared in constant time wherever one is compared and not looked up", () => {
-  for (const file of ["src/gateway/signed-url.ts", "src/gateway/routes/metrics.ts"]) {
+  for (const file of ["src/rollouts/signed-url.ts", "src/gateway/routes/metrics.ts"]) {
     expect(readFileSync(file, "utf8")).toContain("timingSafeEqual");
   }
 });

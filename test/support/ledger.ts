@@ -88,6 +88,8 @@ export function newRollout(
     idempotency_key: null,
     waiter_id: null,
     deadline_at: new Date(Date.now() + 60_000),
+    webhook_url: null,
+    dataset: null,
     ...overrides,
   };
 }

@@ -15,6 +15,7 @@ import { usdText } from "#contract/mils.ts";
 import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import { markDelivered } from "#rollouts/find.ts";
+import { engineWallMs } from "#rollouts/envelope.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 
 import { answerEndOf } from "../plugins/answer-end.ts";
@@ -95,11 +96,6 @@ function describe(reply: FastifyReply, rollout: Rollout): void {
     "X-DreamEngine-Estimated-Charge-USD": usdText(rollout.charge_mils),
     "X-DreamEngine-Customer-Id": rollout.customer_id,
   });
-}
-
-/** Milliseconds with one decimal; 0 before there is a result. */
-export function engineWallMs({ result }: Rollout): number {
-  return Math.round((result?.timings.engine_wall_ms ?? 0) * 10) / 10;
 }
 
 /** The body, which notes the delivery just before its end. */

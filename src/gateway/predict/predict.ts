@@ -23,9 +23,9 @@ import type { Rollout } from "#rollouts/rollout.ts";
 import { createTurns } from "#rollouts/turns.ts";
 
 import type { Background } from "../background.ts";
-import { fingerprintOf } from "../input/fingerprint.ts";
-import type { Frame } from "../input/frame.ts";
-import { type Actions, actionsBytes } from "../input/npy.ts";
+import { fingerprintOf } from "#inputs/fingerprint.ts";
+import type { Frame } from "#inputs/frame.ts";
+import { type Actions, actionsBytes } from "#inputs/npy.ts";
 import type { Model } from "../models.ts";
 import type { AnswerEnd } from "../plugins/answer-end.ts";
 import { cancel, cancelPatiently, type CancelParts } from "./cancel.ts";
@@ -35,7 +35,7 @@ import type { FinishWaits } from "./wait.ts";
 export interface PredictCall {
   readonly identity: KeyIdentity;
   readonly request_id: RequestId;
-  readonly route: RolloutRoute;
+  readonly route: Exclude<RolloutRoute, "dataset">;
   readonly model: Model;
   readonly frame: Frame;
   /** One per candidate, all of the same length. */
@@ -149,6 +149,8 @@ export function createPredictor(predictorParts: PredictorParts): Predictor {
           idempotency_key: call.idempotency_key,
           waiter_id: waiterId,
           deadline_at: new Date(deadline),
+          webhook_url: null,
+          dataset: null,
         },
         call.answerEnd.gone,
       );

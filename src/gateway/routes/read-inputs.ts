@@ -4,11 +4,10 @@ import type { FastifyRequest } from "fastify";
 import { ApiError } from "#contract/errors.ts";
 import { ACTIONS_PER_ROLLOUT_MAX, CANDIDATES_MAX } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
-import type { RolloutRoute } from "#contract/rollout.ts";
 
 import { withForm } from "../input/multipart.ts";
-import { type Actions, parseActions } from "../input/npy.ts";
-import { parseParams, samplingParams } from "../input/params.ts";
+import { type Actions, parseActions } from "#inputs/npy.ts";
+import { parseParams, samplingParams } from "#inputs/params.ts";
 import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
 import { requestIdOf } from "../plugins/request-id.ts";
@@ -16,7 +15,11 @@ import type { PredictCall } from "../predict/predict.ts";
 import type { RouteParts } from "../route-parts.ts";
 import { idempotencyKeyOf } from "./forms.ts";
 
-export async function readCall(request: FastifyRequest, route: RolloutRoute, parts: RouteParts): Promise<PredictCall> {
+export async function readCall(
+  request: FastifyRequest,
+  route: PredictCall["route"],
+  parts: RouteParts,
+): Promise<PredictCall> {
   const idempotency_key = idempotencyKeyOf(request);
   const inputs = await (route === "rollouts"
     ? readRolloutForm(request, parts)

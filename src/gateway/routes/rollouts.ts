@@ -5,13 +5,13 @@ import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
 import { jobIdOf, parseRolloutId } from "#contract/ids.ts";
+import { envelopeOf, RolloutEnvelope } from "#rollouts/envelope.ts";
 import { findRollout, queuePosition } from "#rollouts/find.ts";
 import { isTerminal } from "#rollouts/lifecycle.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 
 import { identityOf } from "../plugins/keys.ts";
 import { noteDelivery } from "../predict/deliver.ts";
-import { envelopeOf, RolloutEnvelope } from "../predict/envelope.ts";
 import type { RouteParts } from "../route-parts.ts";
 import { IdempotencyHeaders, RolloutForm } from "./forms.ts";
 import { readCall } from "./read-inputs.ts";
@@ -21,7 +21,7 @@ const RETRY_AFTER_S = 1;
 
 export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
-  const { db, models, predictor, queueOf, clock, videoSecret, publicUrl } = parts;
+  const { db, models, predictor, queueOf, clock, videoLinks, publicUrl } = parts;
 
   async function envelope(rollout: Rollout, request: FastifyRequest): Promise<RolloutEnvelope> {
     const waits = !isTerminal(rollout.status);
@@ -30,9 +30,7 @@ export function addRolloutRoutes(bare: FastifyInstance, parts: RouteParts): void
     const running = job?.state === "active";
     return envelopeOf(rollout, {
       shapes: models.find(rollout.model)?.manifest.shapes ?? null,
-      secret: videoSecret,
-      publicUrl: publicUrl(request),
-      nowMs: clock.now(),
+      videos: await videoLinks.of(rollout, publicUrl(request), clock.now()),
       running,
       queuePosition: waits && !running ? await queuePosition(db, rollout) : null,
     });

@@ -7,10 +7,10 @@ import { BlobNotFound } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
 import { parseRolloutId } from "#contract/ids.ts";
 import { findVideoKeys } from "#rollouts/find.ts";
+import { checkVideoLink } from "#rollouts/signed-url.ts";
 
 import { parseRange } from "../input/range.ts";
 import type { RouteParts } from "../route-parts.ts";
-import { checkVideoLink } from "../signed-url.ts";
 
 const Link = Type.Object({
   candidate: Type.Integer({ minimum: 0 }),

@@ -4,7 +4,7 @@ import sharp from "sharp";
 import { describe, expect, test } from "vitest";
 
 import { ApiError } from "#contract/errors.ts";
-import { createFrameNormaliser } from "#gateway/input/frame.ts";
+import { createFrameNormaliser } from "#inputs/frame.ts";
 
 const normalise = createFrameNormaliser();
 const SIZE = { height: 48, width: 64 };

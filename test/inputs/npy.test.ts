@@ -2,9 +2,9 @@ import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
 import { ApiError } from "#contract/errors.ts";
-import { actionsBytes, parseActions } from "#gateway/input/npy.ts";
+import { actionsBytes, parseActions } from "#inputs/npy.ts";
 
-import { actionsFile, npy, npyHeader, someActions } from "./support/npy-writer.ts";
+import { actionsFile, npy, npyHeader, someActions } from "#test/gateway/support/npy-writer.ts";
 
 const SHAPE = { action_dim: 2, chunk_size: 12, actions_max: 240 };
 const parse = (file: Buffer) => parseActions(file, SHAPE, "actions");

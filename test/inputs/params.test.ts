@@ -1,10 +1,10 @@
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
-import { bundleIdentity, fingerprintOf } from "#gateway/input/fingerprint.ts";
-import { parseParams, samplingParams } from "#gateway/input/params.ts";
+import { bundleIdentity, fingerprintOf } from "#inputs/fingerprint.ts";
+import { parseParams, samplingParams } from "#inputs/params.ts";
 
-import { PUSHER } from "./support/models.ts";
+import { PUSHER } from "#test/gateway/support/models.ts";
 
 const sampled = (requested: Parameters<typeof samplingParams>[0]) => samplingParams(requested, PUSHER);
 const fromJson = (text: string) => {

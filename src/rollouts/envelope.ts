@@ -1,14 +1,12 @@
-/** A rollout as JSON, for `POST /v1/rollouts` and `GET /v1/rollouts/{id}`. */
+/** A rollout as its customer sees it, in JSON: what the routes answer and what a webhook brings. */
 import { type Static, type TSchema, Type } from "typebox";
 
-import { VIDEO_URL_LIFETIME_MS } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import { mils, usdNumber } from "#contract/mils.ts";
-import { isTerminal } from "#rollouts/lifecycle.ts";
-import type { Rollout } from "#rollouts/rollout.ts";
 
-import { videoUrl } from "../signed-url.ts";
-import { engineWallMs } from "./deliver.ts";
+import { isTerminal } from "./lifecycle.ts";
+import type { Rollout } from "./rollout.ts";
+import type { Videos } from "./video-links.ts";
 
 const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 
@@ -46,21 +44,15 @@ export type RolloutEnvelope = Static<typeof RolloutEnvelope>;
 export interface EnvelopeContext {
   /** Of its model; null when the model was taken down since. */
   readonly shapes: Manifest["shapes"] | null;
-  readonly secret: Buffer;
-  /** What video links begin with. */
-  readonly publicUrl: string;
-  readonly nowMs: number;
+  /** Links to its videos; null where there are none. */
+  readonly videos: Videos | null;
   /** Whether a worker has it in hand. */
   readonly running: boolean;
   readonly queuePosition: number | null;
 }
 
 export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutEnvelope {
-  const { shapes, secret, publicUrl, nowMs } = context;
-  const expires = Math.floor((nowMs + VIDEO_URL_LIFETIME_MS) / 1000);
-  const videoUrls = (rollout.result?.video_keys ?? []).map((_key, candidate) =>
-    videoUrl(secret, publicUrl, { rollout_id: rollout.id, candidate, expires }),
-  );
+  const { shapes, videos } = context;
   const cost = mils(rollout.charge_mils - rollout.refunded_mils);
   return {
     id: rollout.id,
@@ -75,10 +67,15 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     engine_wall_ms: rollout.result ? engineWallMs(rollout) : null,
     cost_usd: usdNumber(cost),
     cost_mils: Number(cost),
-    video_url: videoUrls[0] ?? null,
-    video_urls: videoUrls,
-    video_url_expires_at: videoUrls.length > 0 ? expires : null,
+    video_url: videos?.urls[0] ?? null,
+    video_urls: [...(videos?.urls ?? [])],
+    video_url_expires_at: videos?.expires ?? null,
     seed: BigInt(rollout.params.seed),
     error: rollout.error_code ? { code: rollout.error_code, message: rollout.error_message ?? "" } : null,
   };
+}
+
+/** Milliseconds with one decimal; 0 before there is a result. */
+export function engineWallMs({ result }: Rollout): number {
+  return Math.round((result?.timings.engine_wall_ms ?? 0) * 10) / 10;
 }
