@@ -4,7 +4,7 @@ import { auditLedger } from "#ledger/verify.ts";
 import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 
-import { type Loop, startLoop } from "./loop.ts";
+import { type Loop, startLoop } from "#platform/loop.ts";
 
 const VERIFY_EVERY_MS = 24 * 3_600_000;
 /** How soon a leader notices that the last verification, perhaps another's, is a day old. */

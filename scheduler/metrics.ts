@@ -28,6 +28,18 @@ export function createSchedulerMetrics(registry: Registry) {
       labelNames: ["action"] as const,
       registers,
     }),
+    webhooks: {
+      pending: new Gauge({
+        name: "dream_webhooks_pending",
+        help: "Webhooks that are to be sent, now or as a retry; read by the leader",
+        registers,
+      }),
+      oldestDueS: new Gauge({
+        name: "dream_webhooks_oldest_due_age_seconds",
+        help: "How long ago the oldest of them should have been sent; read by the leader",
+        registers,
+      }),
+    },
     money: moneyMetricsOf(registry),
     books: createBooksMetrics(registry),
     disagreements: new Gauge({

@@ -5,7 +5,7 @@ import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
-import { startLoop } from "./loop.ts";
+import { startLoop } from "#platform/loop.ts";
 import { type SchedulerMetrics, showDisagreements } from "./metrics.ts";
 
 const READ_EVERY_MS = 10_000;

@@ -8,7 +8,7 @@ import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
-import { startLoop } from "./loop.ts";
+import { startLoop } from "#platform/loop.ts";
 import { type SchedulerMetrics, showDisagreements } from "./metrics.ts";
 
 const RECONCILE_EVERY_MS = 15 * 60_000;

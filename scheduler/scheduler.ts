@@ -18,12 +18,13 @@ import { type Leadership, tryLead } from "#rollouts/leader.ts";
 
 import { startAudit } from "./audit.ts";
 import { startDispatcher } from "./dispatch/dispatcher.ts";
-import { startLoop } from "./loop.ts";
+import { startLoop } from "#platform/loop.ts";
 import { createSchedulerMetrics } from "./metrics.ts";
 import { startMoneyWatch } from "./money-watch.ts";
 import { startReconciler } from "./reconciler.ts";
 import { startJanitor } from "./sweep/janitor.ts";
 import { startSweeper } from "./sweep/sweeper.ts";
+import { startWebhookSweep } from "./sweep/webhooks.ts";
 
 /** How soon a standby notices that the leader is gone. */
 const TAKE_OVER_EVERY_MS = 500;
@@ -35,6 +36,8 @@ export interface SchedulerOptions {
   readonly models: readonly Manifest[];
   /** Live workers of a model, or null when this process does not know (they are another deployment). */
   readonly liveWorkers: (model: string) => number | null;
+  /** How long inputs and videos are kept after the end of their rollout, and uploads after they came. */
+  readonly retentionMs: number;
   /** Names this process to people who ask who leads. */
   readonly holder: string;
   readonly clock: Clock;
@@ -64,6 +67,7 @@ export async function startScheduler(options: SchedulerOptions): Promise<Service
       try {
         parts.push(["sweep", startSweeper({ ...options, epoch, metrics })]);
         parts.push(["clean", startJanitor({ ...options, epoch })]);
+        parts.push(["webhooks", startWebhookSweep({ ...options, epoch, metrics })]);
         parts.push(["money watch", startMoneyWatch({ ...options, metrics })]);
         parts.push(["audit", startAudit(options)]);
         if (options.stripe) parts.push(["reconcile", startReconciler({ ...options, stripe: options.stripe, metrics })]);

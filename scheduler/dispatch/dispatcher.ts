@@ -15,7 +15,7 @@ import { withdraw } from "#rollouts/withdraw.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue, PRIORITY_OF_LANE } from "#queue/queues.ts";
 
-import { startLoop } from "../loop.ts";
+import { startLoop } from "#platform/loop.ts";
 import type { SchedulerMetrics } from "../metrics.ts";
 import { chooseNext, estimateHeld } from "./policy.ts";
 

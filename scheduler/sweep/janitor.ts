@@ -7,8 +7,10 @@ import type { Log } from "#platform/log.ts";
 import { deleteDeadLeases } from "#rollouts/leases.ts";
 import { deleteOldIdempotencyKeys, readOwners } from "#rollouts/sweep.ts";
 
-import { type Loop, startLoop } from "../loop.ts";
+import { type Loop, startLoop } from "#platform/loop.ts";
+import { cleanDatasets } from "./datasets.ts";
 import { isOrphan, ORPHAN_AGE_MS_MIN, partPrefix, rolloutIdOf } from "./orphans.ts";
+import { deleteOutdatedFiles, deleteOutdatedUploads } from "./retention.ts";
 
 const CLEAN_EVERY_MS = 15_000;
 /** Long after the sweep has ended what their customers waited for. */
@@ -21,6 +23,8 @@ export interface JanitorOptions {
   readonly db: Database;
   readonly blobs: BlobStore;
   readonly epoch: bigint;
+  /** How long inputs and videos are kept after the end of their rollout, and uploads after they came. */
+  readonly retentionMs: number;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -34,6 +38,9 @@ export function startJanitor(options: JanitorOptions): Loop {
       const { db, epoch, clock } = options;
       await deleteOldIdempotencyKeys(db, epoch, new Date(clock.now() - IDEMPOTENCY_KEPT_MS), KEYS_PER_ROUND_MAX);
       await deleteDeadLeases(db, DEAD_LEASE_KEPT_MS);
+      await deleteOutdatedFiles(options, signal);
+      await deleteOutdatedUploads(options, signal);
+      await cleanDatasets(options, signal);
       // Counted by the clock, so that schedulers that come and go still get through all parts.
       await deleteOrphans(partPrefix(Math.floor(clock.now() / CLEAN_EVERY_MS)), options, signal);
     },

@@ -21,9 +21,12 @@ export function rolloutIdOf(key: string): string | null {
   return /^rollouts\/(rollout_[0-9a-f]{32})\//.exec(key)?.[1] ?? null;
 }
 
+/** What of a rollout decides which of its blobs are still needed. */
+export type BlobOwner = Pick<Rollout, "id" | "status" | "attempt" | "result" | "files_deleted_at">;
+
 /** `row` is undefined when no rollout has the key's id. */
-export function isOrphan(key: string, row: Pick<Rollout, "id" | "status" | "attempt" | "result"> | undefined): boolean {
-  if (!row) return true;
+export function isOrphan(key: string, row: BlobOwner | undefined): boolean {
+  if (!row || row.files_deleted_at !== null) return true;
   if (row.status === "queued" || row.status === "dispatched") return false;
   if (key === blobKeys.frame(row.id) || key === blobKeys.actions(row.id)) return false;
   if (row.result === null) return true;

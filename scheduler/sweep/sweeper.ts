@@ -21,7 +21,7 @@ import { withdraw } from "#rollouts/withdraw.ts";
 import { readAbandoned } from "#rollouts/leases.ts";
 import { nextOverdue, postpone, readExpired } from "#rollouts/sweep.ts";
 
-import { type Loop, startLoop } from "../loop.ts";
+import { type Loop, startLoop } from "#platform/loop.ts";
 import type { SchedulerMetrics } from "../metrics.ts";
 import { createLeaseTrust } from "./lease-trust.ts";
 import { type Action, decide, type Facts, isInHand, lookAgainAt } from "./policy.ts";

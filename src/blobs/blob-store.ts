@@ -14,20 +14,26 @@ export interface BlobStore {
   put(key: string, body: Uint8Array): Promise<void>;
   /** Moves a finished local file into the store (same file system: a rename, else a copy), removing the original. */
   putFile(key: string, localPath: string): Promise<void>;
-  /** The same content under another key, which it replaces; throws BlobNotFound. */
+  /** The same content under another key, which it replaces, and as old as this call; throws BlobNotFound. */
   copy(from: string, to: string): Promise<void>;
   /** Whole content; throws BlobNotFound. */
   get(key: string): Promise<Buffer>;
   /** Size and age, or null when there is no such blob. */
   info(key: string): Promise<BlobInfo | null>;
-  /** Content from `start` to `end` inclusive (both optional); throws BlobNotFound before the first byte. */
+  /**
+   * The whole content, or what there is of it from `start` to `end` inclusive. Throws BlobNotFound before the first byte; a
+   * stream that cannot be read to its end fails, and never just ends.
+   */
   stream(key: string, range?: { start: number; end: number }): Promise<Readable>;
   /** Removing what is not there is no error. */
   delete(key: string): Promise<void>;
   /** Every blob whose key starts with `prefix`, in no particular order. */
   list(prefix: string): AsyncIterable<BlobInfo>;
-  /** A link for GET that works without credentials for that long; absent where the store cannot give one. */
-  presignedUrl?(key: string, options: { readonly lifetimeMs: number; readonly filename: string }): Promise<string>;
+  /** A link for GET that works without credentials for that long. Absent, or null, where the store cannot give one. */
+  presignedUrl?(
+    key: string,
+    options: { readonly lifetimeMs: number; readonly filename: string },
+  ): Promise<string | null>;
 }
 
 export class BlobNotFound extends Error {

@@ -3,18 +3,28 @@
  * A write goes to a temporary name under `.incoming` of the same tree, is flushed, then renamed into place.
  */
 import { randomUUID } from "node:crypto";
-import { copyFile, link, mkdir, open, opendir, readFile, rename, rm, rmdir, stat, unlink } from "node:fs/promises";
+import {
+  copyFile,
+  link,
+  mkdir,
+  open,
+  opendir,
+  readFile,
+  rename,
+  rm,
+  rmdir,
+  stat,
+  unlink,
+  utimes,
+} from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 
 import { errorCode } from "#platform/error-code.ts";
 
+import { checkedKey, checkPrefix, checkRange, isBlobKey } from "./blob-key.ts";
 import { type BlobInfo, BlobNotFound, type BlobStore } from "./blob-store.ts";
 
-const KEY_CHARS_MAX = 200;
-/** No segment starts with a dot: that excludes `..`, `.` and our own temporary files. */
-const SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9_.-]*";
-const KEY = new RegExp(`^${SEGMENT}(/${SEGMENT})*$`);
-const PREFIX = new RegExp(`^(${SEGMENT}/)*(${SEGMENT})?$`);
+/** No key begins with a dot, so nothing of it is a blob. */
 const INCOMING = ".incoming";
 /** A temporary file this old belongs to a process that died. */
 const STALE_MS = 24 * 3_600_000;
@@ -26,15 +36,7 @@ export function createFsBlobs(rootDir: string): BlobStore {
   const incoming = join(root, INCOMING);
   let prepared: Promise<void> | undefined;
 
-  function pathOf(key: string): string {
-    if (key.length > KEY_CHARS_MAX || !KEY.test(key)) {
-      throw new RangeError(
-        `expected a blob key of at most ${KEY_CHARS_MAX} characters, slash-separated segments of letters, digits, ` +
-          `"_", "." and "-" that do not start with a dot; got ${JSON.stringify(key.slice(0, KEY_CHARS_MAX))}`,
-      );
-    }
-    return join(root, key);
-  }
+  const pathOf = (key: string): string => join(root, checkedKey(key));
 
   /** Runs `write` on a fresh temporary path, then moves the result to `target`. */
   async function replace(target: string, write: (temporary: string) => Promise<void>): Promise<void> {
@@ -47,9 +49,9 @@ export function createFsBlobs(rootDir: string): BlobStore {
     try {
       await write(temporary);
       await moveInto(temporary, target);
-    } catch (error) {
+    } finally {
+      // After a move nothing is left, unless both names were one file already (a copy made again): then a rename does nothing.
       await rm(temporary, { force: true });
-      throw error;
     }
   }
 
@@ -84,14 +86,7 @@ export function createFsBlobs(rootDir: string): BlobStore {
     async copy(from, to) {
       const source = pathOf(from);
       const target = pathOf(to);
-      await replace(target, async (temporary) => {
-        // Blobs are replaced and never written into, so two names may share one file; not every file system can.
-        await link(source, temporary).catch(async (error: unknown) => {
-          if (isAbsence(error)) throw new BlobNotFound(from);
-          await copyFile(source, temporary);
-          await flush(temporary);
-        });
-      });
+      await replace(target, (temporary) => linkOrCopy(source, temporary).catch(notFound(from)));
     },
 
     async get(key) {
@@ -103,6 +98,7 @@ export function createFsBlobs(rootDir: string): BlobStore {
     },
 
     async stream(key, range) {
+      if (range) checkRange(range);
       const file = await open(pathOf(key), "r").catch(notFound(key));
       if (!(await file.stat()).isFile()) {
         await file.close();
@@ -120,8 +116,9 @@ export function createFsBlobs(rootDir: string): BlobStore {
     },
 
     async *list(prefix) {
-      if (!PREFIX.test(prefix)) throw new RangeError(`not the beginning of a blob key: ${JSON.stringify(prefix)}`);
+      checkPrefix(prefix);
       for await (const key of keysUnder(root, prefix.slice(0, prefix.lastIndexOf("/") + 1), prefix)) {
+        if (!isBlobKey(key)) continue; // somebody else's: nothing could be done with it by that name
         const info = await infoOf(key, join(root, key));
         if (info !== null) yield info;
       }
@@ -143,6 +140,22 @@ async function* keysUnder(root: string, folder: string, prefix: string): AsyncIt
 async function infoOf(key: string, path: string): Promise<BlobInfo | null> {
   const found = await stat(path).catch(unless(isAbsence));
   return found?.isFile() ? { key, bytes: found.size, modified_ms: found.mtimeMs } : null;
+}
+
+/**
+ * Blobs are replaced and never written into, so two names may share one file. Not every file system can do that, and none
+ * for a file of another user. Both names are then as old as the copy: what looks for old blobs must not find a fresh one.
+ */
+async function linkOrCopy(source: string, temporary: string): Promise<void> {
+  const now = new Date();
+  try {
+    await utimes(source, now, now);
+    await link(source, temporary);
+  } catch (error) {
+    if (isAbsence(error)) throw error;
+    await copyFile(source, temporary);
+    await flush(temporary);
+  }
 }
 
 async function moveInto(source: string, target: string): Promise<void> {

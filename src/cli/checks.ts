@@ -15,6 +15,7 @@ import { stopAll } from "#platform/lifecycle.ts";
 import { createLog } from "#platform/log.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
+import { checkBlobs } from "./blobs-check.ts";
 import { forbiddenByRights, openDatabase, type Parts } from "./context.ts";
 import { makeFolders } from "./folders.ts";
 import { findPortHolder, isFree } from "./ports.ts";
@@ -30,6 +31,7 @@ const CHECKS: readonly Check[] = [
   ["models", checkModels],
   ["port", checkPort],
   ["redis", checkRedis],
+  ["blobs", checkBlobs],
   ["database and ledger", checkDatabase],
 ];
 

@@ -1,9 +1,10 @@
 /** What every command is put together from: configuration, log, database, blobs. */
 import { fileURLToPath } from "node:url";
 
-import { blobUrlOf } from "#blobs/blob-url.ts";
-import { createFsBlobs } from "#blobs/fs.ts";
 import type { BlobStore } from "#blobs/blob-store.ts";
+import { blobUrlOf } from "#blobs/blob-url.ts";
+import { openBlobs as openBlobStore } from "#blobs/open-blobs.ts";
+import { systemClock } from "#platform/clock.ts";
 import { type Config, readConfig } from "#platform/config.ts";
 import { createDatabase, type Database } from "#platform/database.ts";
 import { errorCode } from "#platform/error-code.ts";
@@ -172,10 +173,10 @@ function requireDatabaseUrl(config: Config): string {
 }
 
 export async function openBlobs(config: Config): Promise<BlobStore> {
-  const folder = fileURLToPath(blobUrlOf(config));
+  const url = blobUrlOf(config);
   // Customers' videos are not for the other users of this machine. A folder that exists keeps its mode.
-  await makeFolders(folder, 0o700);
-  return createFsBlobs(folder);
+  if (url.startsWith("file:")) await makeFolders(fileURLToPath(url), 0o700);
+  return openBlobStore(config, systemClock);
 }
 
 /** For commands that do one thing and end: quiet unless asked, and everything is closed whatever happens. */

@@ -1,10 +1,11 @@
-/** How a command ends: 0, or a message for a person on stderr and 1. */
+/** How a command ends: 0, or a message for a person on stderr and what the error ends a process with (1). */
 import { ApiError } from "#contract/errors.ts";
 import { BundleError } from "#platform/bundles.ts";
 import { ConfigError } from "#platform/config.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { withoutSecrets } from "#platform/log.ts";
 
+import { EXIT } from "./exit-codes.ts";
 import { UserError } from "./user-error.ts";
 
 /** Errors whose message says all that a person needs; of others the stack is printed too. */
@@ -22,7 +23,7 @@ export async function endWith(work: Promise<unknown>): Promise<void> {
     process.exitCode ??= 0;
   } catch (error) {
     process.stderr.write(`\n${withoutSecrets(describe(error))}\n`);
-    process.exitCode = 1;
+    process.exitCode = error instanceof UserError ? error.exitCode : EXIT.error;
   }
   // A handle that somebody forgot must not keep a finished command alive; stdout is flushed first.
   process.stdout.write("", () => process.exit());

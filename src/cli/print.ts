@@ -1,4 +1,5 @@
 /** Printing for people and for programs. */
+import { tableText } from "./output.ts";
 
 /** One JSON document on stdout; bigints as numbers, which every amount of ours fits. */
 export function printJson(value: unknown): void {
@@ -7,13 +8,5 @@ export function printJson(value: unknown): void {
 
 /** Columns as wide as their widest cell. */
 export function printTable(heading: readonly string[], rows: readonly (readonly string[])[]): void {
-  const widths = heading.map((title, column) => Math.max(title.length, ...rows.map((row) => row[column]?.length ?? 0)));
-  for (const row of [heading, ...rows]) {
-    console.log(
-      row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-        .join("  ")
-        .trimEnd(),
-    );
-  }
+  console.log(tableText([heading, ...rows]));
 }

@@ -1,5 +1,5 @@
 /**
- * Everything in one process group: gateway, scheduler and settlement in this process, inference workers as its
+ * Everything in one process group: gateway, scheduler, settlement, runner and notifier in this process, inference workers as its
  * children. The same parts run one by one as separate deployments (commands/gateway.ts and its siblings).
  */
 import { randomBytes } from "node:crypto";
@@ -20,10 +20,14 @@ import { errorCode } from "#platform/error-code.ts";
 import { type Service, stopAll } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 import { createRegistry } from "#platform/metrics.ts";
+import { createOutbound } from "#platform/outbound.ts";
 import { openQueues } from "#queue/open-queues.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
+import { retentionMsOf } from "#rollouts/retention.ts";
 import { type Fleet, startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
+import { startNotifier } from "#workers/notifier/notifier.ts";
+import { startRunner } from "#workers/runner/runner.ts";
 import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 import { openBlobs, openDatabase, type Parts } from "./context.ts";
@@ -116,6 +120,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     models: manifests,
     // Without workers of its own, this process does not know how many others there are.
     liveWorkers: (model) => (config.WORKERS === 0 ? null : fleet.liveWorkers(model)),
+    retentionMs: retentionMsOf(config),
     holder: `serve ${process.pid}`,
     clock,
     log: schedulerLog,
@@ -123,6 +128,21 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     stripe: createStripe(config),
   });
   parts.push(["scheduler", scheduler]);
+
+  const outbound = createOutbound({ allowPrivate: config.OUTBOUND_PRIVATE === "on" });
+  const runnerLog = log.child({ part: "runner" });
+  const runner = await startRunner({
+    db: await openAs("runner", owner, runnerLog, parts),
+    queues,
+    blobs,
+    models: manifests,
+    outbound,
+    clock,
+    random: randomBytes,
+    log: runnerLog,
+    registry,
+  });
+  parts.push(["runner", runner]);
 
   const gatewayLog = log.child({ part: "gateway" });
   const gatewayDb = await openAs("gateway", owner, gatewayLog, parts);
@@ -159,6 +179,22 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
   });
   parts.push(["gateway", gateway]);
   steps.done(`gateway on ${gateway.url}`);
+
+  const notifierLog = log.child({ part: "notifier" });
+  const notifier = await startNotifier({
+    db: await openAs("notifier", owner, notifierLog, parts),
+    signals: queues.signals,
+    blobs,
+    models: manifests,
+    publicUrl: config.PUBLIC_URL ?? gateway.url,
+    retentionMs: retentionMsOf(config),
+    outbound,
+    clock,
+    random: randomBytes,
+    log: notifierLog,
+    registry,
+  });
+  parts.push(["notifier", notifier]);
 
   const removeNote = await noteRunningServer(config.DATA_DIR, gateway.url);
   parts.push(["note", { stop: removeNote }]);

@@ -27,6 +27,7 @@ const STATUS_OF = {
   too_many_webhooks: 409,
   rollout_finished: 409,
   wrong_state: 409,
+  still_receiving: 409,
   video_expired: 410,
   payload_too_large: 413,
   unsupported_media_type: 415,
@@ -37,6 +38,8 @@ const STATUS_OF = {
   idempotency_mismatch: 422,
   url_not_allowed: 422,
   dataset_rejected: 422,
+  // Of a row of a dataset, never of a request.
+  fetch_failed: 422,
   rate_limited: 429,
   client_closed_request: 499,
   internal: 500,

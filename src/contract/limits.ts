@@ -33,6 +33,8 @@ export const ASYNC_EXPIRES_S_MAX = 7 * 24 * 3600;
 export const ASYNC_RUN_MAX_MS = 15 * 60_000;
 /** `?wait=` of what can be waited for; below the idle time of the usual proxies. */
 export const LONG_POLL_S_MAX = 50;
+/** Places in the backlog that are counted; one further back is told this. Every submission counts them: under a millisecond. */
+export const QUEUE_POSITION_MAX = 1_000;
 export const LIST_PAGE_DEFAULT = 20;
 export const LIST_PAGE_MAX = 200;
 
@@ -43,9 +45,11 @@ export const DATASET_ROWS_MAX = 250_000;
 /** A row with both its inputs in base64 fits; a larger one uploads them. */
 export const DATASET_LINE_BYTES_MAX = 8 * 1024 * 1024;
 export const DATASET_BODY_BYTES_MAX = 4 * 1024 * 1024 * 1024;
-/** One frame or one actions file: an upload, an archive's entry, what a URL answers. */
-export const INPUT_BYTES_MAX = BODY_BYTES_MAX;
 export const DATASET_ROWS_PAGE_DEFAULT = 100;
 export const DATASET_ROWS_PAGE_MAX = 1_000;
 /** How long a row's rollout may wait for its start. */
 export const DATASET_ROW_EXPIRES_MS = 24 * 3_600_000;
+/** JSON text of the metadata of a dataset, or of one of its rows. */
+export const DATASET_METADATA_BYTES_MAX = 8 * 1024;
+/** Bad rows that the answer to a create lists. */
+export const DATASET_PROBLEMS_LISTED = 100;

@@ -9,3 +9,7 @@ export const WEBHOOK_EVENTS = [
   "dataset.paused",
 ] as const;
 export type WebhookEvent = (typeof WEBHOOK_EVENTS)[number];
+
+/** Of one message to one receiver: to be sent (again), taken, given up. */
+export const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
+export type DeliveryState = (typeof DELIVERY_STATES)[number];

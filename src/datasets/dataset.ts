@@ -36,10 +36,15 @@ export interface Dataset {
   readonly held_mils: Mils;
   readonly charged_mils: Mils;
   readonly refunded_mils: Mils;
+  /** See pace.ts. */
+  readonly pace_rows: number;
+  readonly pace_s: number;
+  readonly pace_at: Date | null;
 }
 
 export const DATASET_COLUMNS = `
   id, customer_id, key_id, request_id, name, model, metadata, state, pause_reason, on_invalid, budget_mils, webhook_url,
   message, created_at, received_at, started_at, finished_at, files_deleted_at, rows_total, rows_invalid, rows_pending,
   rows_running, rows_succeeded, rows_failed, rows_cancelled, rows_expired, frames_expected, rows_unmeasured,
-  frames_delivered, held_mils, charged_mils, refunded_mils`;
+  frames_delivered, held_mils, charged_mils, refunded_mils,
+  pace_rows, pace_s, pace_at`;

@@ -18,6 +18,8 @@ import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { predictQueue } from "#queue/queues.ts";
 import { createAcceptor } from "#rollouts/acceptor.ts";
+import { retentionMsOf } from "#rollouts/retention.ts";
+import { createTurns } from "#rollouts/turns.ts";
 import { createVideoLinks } from "#rollouts/video-links.ts";
 
 import { createBackground } from "./background.ts";
@@ -27,35 +29,46 @@ import { createFrameNormaliser } from "#inputs/frame.ts";
 import { LEASE_TIMEOUT_MS, startLease } from "./lease.ts";
 import { createModels, type Model } from "./models.ts";
 import { addAnswerEnd } from "./plugins/answer-end.ts";
+import { addArrivalBounds } from "./plugins/arrival.ts";
 import { addErrors, answerFrameworkError, createClientErrorAnswer } from "./plugins/errors.ts";
 import { addHttpMetrics } from "./plugins/http-metrics.ts";
 import { createKeyCheck } from "./plugins/keys.ts";
 import { addOpenApi } from "./plugins/openapi.ts";
-import { checkFormHeaders, createBalanceCheck } from "./plugins/paid-form.ts";
+import { checkFormHeaders, createBalanceCheck, createPayableCheck } from "./plugins/paid-form.ts";
 import { createKeyRateLimit } from "./plugins/rate-limit.ts";
 import { addRequestId } from "./plugins/request-id.ts";
 import { addRequestLog } from "./plugins/request-log.ts";
 import { addSecurityHeaders } from "./plugins/security-headers.ts";
+import { cancel } from "./predict/cancel.ts";
 import { createPredictor } from "./predict/predict.ts";
 import { createFinishWaits } from "./predict/wait.ts";
+import { startProgressBoard } from "./progress-board.ts";
+import { createRolloutViews, type RolloutViewParts } from "./rollout-view.ts";
 import type { RouteParts } from "./route-parts.ts";
 import { addBillingRoutes } from "./routes/billing.ts";
+import { addDatasetActionRoutes } from "./routes/dataset-actions.ts";
+import { addDatasetRoutes } from "./routes/datasets.ts";
+import { addDatasetVideoRoute } from "./routes/dataset-videos.ts";
 import { addKeyRoutes } from "./routes/keys.ts";
 import { addMetricsRoute } from "./routes/metrics.ts";
 import { addModelRoutes } from "./routes/models.ts";
 import { addPredictRoutes } from "./routes/predict.ts";
 import { addPriceRoute } from "./routes/prices.ts";
+import { addRolloutListRoute } from "./routes/rollout-list.ts";
 import { addRolloutRoutes } from "./routes/rollouts.ts";
 import { addSignupRoute, createSignupLimit } from "./routes/signup.ts";
 import { addStatementRoute } from "./routes/statement.ts";
 import { addLivenessRoute, addReadinessRoute, addStatusRoute } from "./routes/status.ts";
+import { addUploadRoute } from "./routes/uploads.ts";
 import { addVideoRoute } from "./routes/videos.ts";
 import { addStripeWebhookRoute } from "./routes/stripe-webhook.ts";
 import { addTopupPages, addTopupRoute } from "./routes/topup.ts";
+import { addWebhookDeliveryRoutes } from "./routes/webhook-deliveries.ts";
+import { addWebhookRoutes } from "./routes/webhooks.ts";
 import { createServerStatus } from "./status.ts";
 
-/** A whole request has to arrive within this; a 32 MB body does on 3 Mbit/s. */
-const REQUEST_ARRIVES_WITHIN_MS = 90_000;
+/** Headers have to be in within this; bodies by route: plugins/arrival.ts. */
+const HEADERS_ARRIVE_WITHIN_MS = 60_000;
 /** Silence on a socket; above the longest synchronous wait, during which nothing is sent. */
 const SOCKET_SILENCE_MAX_MS = 320_000;
 /** Above the idle time of the usual load balancers (60 s), so that the closing end is never ours. */
@@ -73,7 +86,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const { config, db, queues, clock, random, log, registry, bounds = DEFAULT_BOUNDS } = options;
   const models = createModels(options.bundles, config.DEFAULT_MODEL);
   const stopping = new AbortController();
-  let draining = false;
+  const draining = new AbortController();
 
   const app: FastifyInstance = fastify({
     loggerInstance: quietLog(log),
@@ -83,7 +96,9 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     trustProxy: config.TRUSTED_PROXIES === undefined ? false : [...config.TRUSTED_PROXIES],
     genReqId: () => newRequestId(random),
     bodyLimit: BODY_BYTES_MAX,
-    requestTimeout: REQUEST_ARRIVES_WITHIN_MS,
+    // Of any request; Node has no other bound for one route than for another.
+    requestTimeout: bounds.arrival.steadyBodyMs + HEADERS_ARRIVE_WITHIN_MS,
+    http: { headersTimeout: HEADERS_ARRIVE_WITHIN_MS },
     connectionTimeout: SOCKET_SILENCE_MAX_MS,
     keepAliveTimeout: KEEP_ALIVE_MS,
     forceCloseConnections: "idle",
@@ -97,6 +112,9 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const background = createBackground(log);
   const queueOf = (model: string) => predictQueue(queues, model);
   const waits = await createFinishWaits({ db, queues, clock, log });
+  // Apart from those: a rollout whose caller went away is cancelled, also while somebody asks how it is.
+  const pollWaits = await createFinishWaits({ db, queues, clock, log });
+  const progress = await startProgressBoard(queues.signals, clock);
   const lease = await startLease({ connect: () => connectAlone(db, LEASE_TIMEOUT_MS), random, log });
   const limiter = options.rateLimiter;
   const usage = startUsageNotes({ db, clock, log });
@@ -106,33 +124,48 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     createKeyRateLimit(limiter),
   ];
 
+  const payable = createPayableCheck(db, models);
+
   const videoSecret = await sharedSecret(db, "video_url", random);
-  const parts: RouteParts = {
-    ...options,
-    money,
-    stripe: createStripe(config),
+  const cancelParts = { ...options, money, turns: createTurns(), stopping: stopping.signal };
+  const viewParts: RolloutViewParts = {
+    db,
     models,
-    queueOf,
     status: createServerStatus({ db, clock, models, pools: options.pools, queueOf }),
-    budget: createByteBudget(),
-    normaliseFrame: createFrameNormaliser(),
-    videoSecret,
+    queueOf,
+    clock,
+    log,
     videoLinks: createVideoLinks({ secret: videoSecret, blobs: options.blobs }),
-    keyed,
-    signupLimit: createSignupLimit(options),
-    paidForm: [...keyed, checkFormHeaders, createBalanceCheck(db, clock, models)],
-    baseModel: (request) => baseModelOf(request) ?? models.ofBaseUrl(undefined),
+    retentionMs: retentionMsOf(config),
     // Without a public URL, callers know us by the address they used; a request of HTTP/1.0 does not say it.
     publicUrl: ({ host, socket }) =>
       config.PUBLIC_URL ?? `http://${host || `${socket.localAddress}:${socket.localPort}`}`,
+  };
+  const parts: RouteParts = {
+    ...options,
+    ...viewParts,
+    money,
+    stripe: createStripe(config),
+    budget: createByteBudget(),
+    normaliseFrame: createFrameNormaliser(),
+    videoSecret,
+    rolloutViews: createRolloutViews(viewParts, progress),
+    pollWaits,
+    draining: draining.signal,
+    cancelRollout: (rollout) => cancel(cancelParts, rollout),
+    keyed,
+    signupLimit: createSignupLimit(options),
+    paidForm: [...keyed, checkFormHeaders, createBalanceCheck(db, clock, payable)],
+    payable,
+    background,
+    baseModel: (request) => baseModelOf(request) ?? models.ofBaseUrl(undefined),
     predictor: createPredictor({
       ...options,
+      ...cancelParts,
       acceptor: createAcceptor(db),
-      money,
       waits,
       background,
       waiterId: lease.id,
-      stopping: stopping.signal,
       syncDeadlineMs: bounds.syncDeadlineMs,
     }),
   };
@@ -143,12 +176,13 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   addRequestLog(app, log);
   addHttpMetrics(app, registry);
   addSecurityHeaders(app);
+  addArrivalBounds(app, bounds.arrival);
   app.addHook("onRequest", async () => {
-    if (draining) throw new ApiError("shutting_down", "the server is stopping; try again");
+    if (draining.signal.aborted) throw new ApiError("shutting_down", "the server is stopping; try again");
   });
   // A connection that stayed open would keep the server from closing.
   app.addHook("onSend", async (_request, reply) => {
-    if (draining) reply.header("Connection", "close");
+    if (draining.signal.aborted) reply.header("Connection", "close");
   });
   await app.register(multipart);
   await addOpenApi(app);
@@ -156,6 +190,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   addMetricsRoute(app, parts);
   addReadinessRoute(app, parts);
   addVideoRoute(app, parts);
+  addDatasetVideoRoute(app, parts);
   addTopupPages(app);
   addModelScopedRoutes(app, parts);
   await app.register(
@@ -170,8 +205,11 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   );
 
   app.addHook("onClose", async () => {
+    draining.abort();
     stopping.abort();
     await waits.stop();
+    await pollWaits.stop();
+    await progress.stop();
     await background.settled();
     await usage.stop();
     await lease.stop();
@@ -179,9 +217,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   await app.ready();
   return {
     app,
-    drain: () => {
-      draining = true;
-    },
+    drain: () => draining.abort(),
     cancelWaiting: () => stopping.abort(),
   };
 }
@@ -207,10 +243,16 @@ function addModelScopedRoutes(app: FastifyInstance, parts: RouteParts): void {
   addStatusRoute(app, parts);
   addPredictRoutes(app, parts);
   addRolloutRoutes(app, parts);
+  addRolloutListRoute(app, parts);
+  addUploadRoute(app, parts);
+  addDatasetRoutes(app, parts);
+  addDatasetActionRoutes(app, parts);
   addBillingRoutes(app, parts);
   addPriceRoute(app, parts);
   addTopupRoute(app, parts);
   addKeyRoutes(app, parts);
+  addWebhookRoutes(app, parts);
+  addWebhookDeliveryRoutes(app, parts);
   addSignupRoute(app, parts);
   addStatementRoute(app, parts);
   addStripeWebhookRoute(app, parts);

@@ -12,6 +12,7 @@ import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 
+import { ARRIVAL_BOUNDS, type ArrivalBounds } from "./plugins/arrival.ts";
 import type { RateLimiter } from "./rate-limiter.ts";
 
 /** Told by whoever runs the fleet; a model that is not in the record is cold. */
@@ -25,9 +26,14 @@ export interface Bounds {
   readonly syncDeadlineMs: number;
   /** How long a stopping gateway lets its waiting calls finish before it cancels and refunds them. */
   readonly drainMs: number;
+  readonly arrival: ArrivalBounds;
 }
 
-export const DEFAULT_BOUNDS: Bounds = { syncDeadlineMs: SYNC_DEADLINE_MS, drainMs: 5_000 };
+export const DEFAULT_BOUNDS: Bounds = {
+  syncDeadlineMs: SYNC_DEADLINE_MS,
+  drainMs: 5_000,
+  arrival: ARRIVAL_BOUNDS,
+};
 
 export interface GatewayOptions {
   readonly config: Pick<
@@ -41,6 +47,8 @@ export interface GatewayOptions {
     | "STRIPE_SECRET_KEY"
     | "STRIPE_WEBHOOK_SECRET"
     | "STRIPE_API_BASE"
+    | "OUTBOUND_PRIVATE"
+    | "RETENTION_DAYS"
   >;
   readonly db: Database;
   readonly queues: QueueSystem;

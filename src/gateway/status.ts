@@ -7,6 +7,7 @@ import type { PoolState } from "#contract/pool.ts";
 import type { JobQueue } from "#queue/job-queue.ts";
 import { countQueued } from "#rollouts/find.ts";
 import { latencyOf } from "#rollouts/latency.ts";
+import { paceOf } from "#rollouts/pace.ts";
 
 import type { PoolStates } from "./gateway-parts.ts";
 import type { Models } from "./models.ts";
@@ -14,6 +15,7 @@ import type { Models } from "./models.ts";
 const STATUS_KEPT_MS = 3_000;
 const POOLS_KEPT_MS = 1_000;
 const PRICE_KEPT_MS = 10_000;
+const PACE_KEPT_MS = 2_000;
 
 export interface ModelStatus {
   readonly slug: string;
@@ -27,6 +29,8 @@ export interface ServerStatus {
   readonly startedMs: number;
   models(): Promise<readonly ModelStatus[]>;
   poolOf(slug: string): Promise<PoolState>;
+  /** Rollouts a second that come out at present; 0 for a model that is not here. */
+  paceOf(slug: string): Promise<number>;
   /** The list price, for the catalogue, which needs no key. */
   listPriceMils(): Promise<number>;
 }
@@ -41,6 +45,8 @@ export function createServerStatus(parts: {
   const { db, clock, models, pools, queueOf } = parts;
   const poolStates = keptFor(POOLS_KEPT_MS, clock, () => pools.poolStates());
   const listPrice = keptFor(PRICE_KEPT_MS, clock, () => priceFor(db, null));
+
+  const paces = new Map(models.all.map(({ slug }) => [slug, keptFor(PACE_KEPT_MS, clock, () => paceOf(db, slug))]));
 
   const modelStatuses = keptFor(STATUS_KEPT_MS, clock, async () => {
     const [backlog, states] = await Promise.all([countQueued(db), poolStates()]);
@@ -64,6 +70,7 @@ export function createServerStatus(parts: {
     startedMs: clock.now(),
     models: modelStatuses,
     poolOf: async (slug) => (await poolStates())[slug] ?? "cold",
+    paceOf: async (slug) => (await paces.get(slug)?.()) ?? 0,
     listPriceMils: listPrice,
   };
 }

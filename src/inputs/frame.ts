@@ -47,18 +47,9 @@ async function normaliseFrame(
   { height, width }: { height: number; width: number },
   part: string,
 ): Promise<Frame> {
-  checkContainer(file, part);
+  await checkFrameHeader(file, part);
   try {
-    const options = { limitInputPixels: FRAME_PIXELS_MAX, failOn: "truncated", ignoreIcc: true } as const;
-    // The header alone: a decompression bomb is refused before a pixel of it is decoded.
-    const header = await sharp(file, { ...options, limitInputPixels: false }).metadata();
-    if (header.width * header.height > FRAME_PIXELS_MAX) {
-      throw new ApiError(
-        "invalid_input",
-        `${part}: expected at most ${FRAME_PIXELS_MAX / 1e6} Mpx, got ${header.width} × ${header.height}`,
-      );
-    }
-    const pixels = await sharp(file, options)
+    const pixels = await sharp(file, DECODING)
       .autoOrient()
       .flatten({ background: "#000000" })
       .toColourspace("srgb")
@@ -71,17 +62,39 @@ async function normaliseFrame(
       .toBuffer();
     return { png, pixels };
   } catch (error) {
-    if (error instanceof ApiError) throw error;
-    // sharp throws plain errors with libvips' text for everything that is wrong with a file.
-    const reason = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    throw unreadable(error, part);
+  }
+}
+
+const DECODING = { limitInputPixels: FRAME_PIXELS_MAX, failOn: "truncated", ignoreIcc: true } as const;
+
+/**
+ * What can be told of a frame without decoding a pixel of it, so that a decompression bomb is refused here: that it is a
+ * still PNG or JPEG, and how large. Throws ApiError(invalid_input).
+ */
+export async function checkFrameHeader(file: Buffer, part: string): Promise<void> {
+  checkContainer(file, part);
+  const { width, height } = await sharp(file, { ...DECODING, limitInputPixels: false })
+    .metadata()
+    .catch((error: unknown) => {
+      throw unreadable(error, part);
+    });
+  if (width * height > FRAME_PIXELS_MAX) {
     throw new ApiError(
       "invalid_input",
-      `${part}: expected a readable PNG or JPEG image; it cannot be decoded (${reason})`,
-      {
-        cause: error,
-      },
+      `${part}: expected at most ${FRAME_PIXELS_MAX / 1e6} Mpx, got ${width} × ${height}`,
     );
   }
+}
+
+/** sharp throws plain errors with libvips' text for everything that is wrong with a file. */
+function unreadable(error: unknown, part: string): ApiError {
+  const reason = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+  return new ApiError(
+    "invalid_input",
+    `${part}: expected a readable PNG or JPEG image; it cannot be decoded (${reason})`,
+    { cause: error },
+  );
 }
 
 const PNG_SIGNATURE = Buffer.from([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]);

@@ -3,7 +3,15 @@
  * SamplingParams. Both ways give the same values for the same request: the fingerprint is taken of them.
  */
 import { ApiError } from "#contract/errors.ts";
-import { GUIDANCE_MAX, GUIDANCE_MIN, NUM_STEPS_MAX, NUM_STEPS_MIN, PROMPT_BYTES_MAX } from "#contract/limits.ts";
+import {
+  ASYNC_EXPIRES_S_DEFAULT,
+  ASYNC_EXPIRES_S_MAX,
+  GUIDANCE_MAX,
+  GUIDANCE_MIN,
+  NUM_STEPS_MAX,
+  NUM_STEPS_MIN,
+  PROMPT_BYTES_MAX,
+} from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import type { SamplingParams } from "#contract/rollout.ts";
 
@@ -83,24 +91,58 @@ function refuse(name: string, expected: string, value: unknown): never {
 }
 
 /** The fields of `params` on `POST /v1/rollouts`. */
-const PARAMS_FIELDS = ["model", "seed", "score", "num_steps", "guidance", "prompt", "mode", "webhook_url"] as const;
+const PARAMS_FIELDS = [
+  "model",
+  "seed",
+  "score",
+  "num_steps",
+  "guidance",
+  "prompt",
+  "mode",
+  "expires_in_s",
+  "webhook_url",
+] as const;
 type ParamsField = (typeof PARAMS_FIELDS)[number];
 type ParamsObject = { readonly [Field in ParamsField]?: unknown };
 
+/** Whether the caller waits for the end on its connection; if not, how long the rollout may wait for its start. */
+export type Mode = { readonly kind: "sync" } | { readonly kind: "async"; readonly expires_in_s: number };
+
 export interface RolloutParams extends RequestedParams {
   readonly model: string | undefined;
+  readonly mode: Mode;
+  /** Text; whether it is a URL that may be called is for src/platform/outbound.ts to say. */
+  readonly webhook_url: string | null;
 }
 
-/** Reads `params`; refuses by name what a later version will do (async, webhooks, scoring), never ignores it. */
+/** Reads `params`; refuses by name what a later version will do (scoring), never ignores it. */
 export function parseParams(text: string | undefined): RolloutParams {
-  const { model, score, mode, webhook_url, ...sampling } = text === undefined ? {} : parseParamsObject(text);
+  const { model, score, mode, expires_in_s, webhook_url, ...sampling } =
+    text === undefined ? {} : parseParamsObject(text);
   if (model !== undefined && typeof model !== "string") refuse("params.model", "a model's slug", model);
   if (score !== undefined && typeof score !== "boolean") refuse("params.score", "true or false", score);
-  if (mode !== undefined && mode !== "sync" && mode !== "async") refuse("params.mode", '"sync" or "async"', mode);
   if (score === true) throw notSupported("params.score", "scoring against the base spec", "leave it out or send false");
-  if (mode === "async") throw notSupported("params.mode", '"async"', 'leave it out or send "sync"');
-  if (webhook_url !== undefined) throw notSupported("params.webhook_url", "a webhook", "leave it out");
-  return { ...sampling, model };
+  return { ...sampling, model, mode: modeOf(mode, expires_in_s), webhook_url: webhookUrlOf(webhook_url) };
+}
+
+/** Neither NUL nor a lone surrogate can be stored, and a URL has no need of them. */
+function webhookUrlOf(value: unknown): string | null {
+  if (value === undefined) return null;
+  if (typeof value === "string" && /^[\x21-\x7e]+$/.test(value)) return value;
+  return refuse("params.webhook_url", "a URL in visible ASCII characters", value);
+}
+
+function modeOf(mode: unknown, expires_in_s: unknown): Mode {
+  if (mode !== undefined && mode !== "sync" && mode !== "async") refuse("params.mode", '"sync" or "async"', mode);
+  if (mode !== "async") {
+    if (expires_in_s === undefined) return { kind: "sync" };
+    return refuse("params.expires_in_s", 'it together with mode "async" alone', expires_in_s);
+  }
+  if (expires_in_s === undefined) return { kind: "async", expires_in_s: ASYNC_EXPIRES_S_DEFAULT };
+  const seconds = Number(expires_in_s);
+  const isWithin = Number.isInteger(seconds) && seconds >= 1 && seconds <= ASYNC_EXPIRES_S_MAX;
+  if (typeof expires_in_s === "number" && isWithin) return { kind: "async", expires_in_s };
+  return refuse("params.expires_in_s", `an integer from 1 to ${ASYNC_EXPIRES_S_MAX} (seconds)`, expires_in_s);
 }
 
 const notSupported = (field: string, what: string, instead: string): ApiError =>

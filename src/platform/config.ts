@@ -45,6 +45,16 @@ function url(...protocols: readonly string[]): (text: string) => string | null {
   return (text) => (URL.canParse(text) && protocols.includes(new URL(text).protocol) ? text : null);
 }
 
+/** The base of a server: no user, no query, nothing that a request would lose. */
+function endpoint(text: string): string | null {
+  if (url("http:", "https:")(text) === null) return null;
+  const { username, password, search, hash } = new URL(text);
+  return [username, password, search, hash].every((part) => part === "") ? text : null;
+}
+
+/** Bucket and prefix; a prefix is as long as a key at most, and of the same characters (blobs/blob-key.ts). */
+const S3_URL = /^s3:\/\/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](\/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}){0,8}\/?$/;
+
 /** An IP address, or one with a prefix length. */
 function isAddressRange(text: string): boolean {
   const [address = "", prefix, ...rest] = text.split("/");
@@ -77,7 +87,31 @@ export const SETTINGS = {
     "redis://host:port/db or rediss://…",
     url("redis:", "rediss:"),
   ),
-  BLOB_URL: setting("blob store; unset: DATA_DIR/blobs", undefined, "file:///absolute/path", url("file:")),
+  BLOB_URL: setting(
+    "blob store: a folder, or a bucket of S3 or of what speaks its protocol; unset: DATA_DIR/blobs",
+    undefined,
+    "file:///absolute/path or s3://bucket/optional/prefix (credentials by the AWS SDK's own chain, never in the URL)",
+    (text) => (S3_URL.test(text) ? text : url("file:")(text)),
+  ),
+  S3_ENDPOINT: setting("where the bucket is; unset: AWS", undefined, "http://… or https://…", endpoint),
+  S3_REGION: setting(
+    "region of the bucket; unset: AWS_REGION or the profile's, with S3_ENDPOINT us-east-1",
+    undefined,
+    "a region such as eu-central-1",
+    (text) => (/^[a-z0-9-]{1,63}$/.test(text) ? text : null),
+  ),
+  S3_PUBLIC_ENDPOINT: setting(
+    "where clients reach the bucket, for video links; unset: S3_ENDPOINT; none: the gateway serves the videos itself",
+    undefined,
+    "http://…, https://… or none",
+    (text) => (text === "none" ? text : endpoint(text)),
+  ),
+  S3_FORCE_PATH_STYLE: setting(
+    "on: the bucket is in the path of requests, off: in their host name; unset: on with S3_ENDPOINT",
+    undefined,
+    "on or off",
+    oneOf("on", "off"),
+  ),
   PUBLIC_URL: setting(
     "base URL that clients reach us under; unset: the one that each request used (its Host header)",
     undefined,
@@ -195,7 +229,8 @@ export function readConfig(env: NodeJS.ProcessEnv): Config {
     if (text === undefined) continue;
     const value = parse(text);
     if (value === null) {
-      problems.push(`${name}: expected ${expected}, got ${SECRET.has(name) ? "another value" : JSON.stringify(text)}`);
+      const got = SECRET.has(name) ? "another value" : JSON.stringify(text.replace(/\/\/[^/]*@/, "//[secret]@"));
+      problems.push(`${name}: expected ${expected}, got ${got}`);
     }
     config[name] = value;
   }

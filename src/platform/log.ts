@@ -7,8 +7,9 @@ export type Log = Logger;
 export const LOG_LEVELS = ["fatal", "error", "warn", "info", "debug", "trace", "silent"] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** Raw keys of ours and of Stripe, and passwords inside connection URLs, wherever they appear in a line. */
-const SECRET_SHAPES = /dre_[a-z2-7]{8,}|(?:sk|rk|whsec)_[A-Za-z0-9_]{8,}|(?<=:\/\/[^\s:/@]*:)[^\s@/]+(?=@)/g;
+/** Raw keys of ours and of Stripe, secrets of webhooks (ours are base64), and passwords inside connection URLs, wherever they appear in a line. */
+const SECRET_SHAPES =
+  /dre_[a-z2-7]{8,}|(?:sk|rk)_[A-Za-z0-9_]{8,}|whsec_[A-Za-z0-9_+/=]{8,}|(?<=:\/\/[^\s:/@]*:)[^\s@/]+(?=@)/g;
 
 export function withoutSecrets(text: string): string {
   return text.replace(SECRET_SHAPES, "[secret]");

@@ -11,9 +11,10 @@ import { parserOf } from "./parse.ts";
 
 const RolloutIdText = Type.String({ maxLength: 100 });
 
-/** `queued`: the scheduler has work. Others name one rollout. `progress` carries frames done as well. */
+/** `queued`: the scheduler has work; `dataset`: the runners have. Others name one rollout. `progress` carries frames done as well. */
 const Signal = Type.Union([
   Type.Object({ kind: Type.Literal("queued") }),
+  Type.Object({ kind: Type.Literal("dataset") }),
   Type.Object({ kind: Type.Literal("cancel"), rollout_id: RolloutIdText }),
   Type.Object({ kind: Type.Literal("finished"), rollout_id: RolloutIdText }),
   Type.Object({

@@ -1,6 +1,7 @@
 /** From the backlog to the workers: what the dispatcher reads and writes, and the job that a worker gets. */
 import type { RolloutId } from "#contract/ids.ts";
 import { blobKeys, type PredictJob } from "#contract/jobs.ts";
+import { ASYNC_RUN_MAX_MS } from "#contract/limits.ts";
 import type { Sql } from "#platform/database.ts";
 
 import { fencedBy } from "./leader.ts";
@@ -9,10 +10,13 @@ import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
 /** When the sweep first looks at a dispatched rollout: its job should be in the queue long before. */
 const FIRST_SWEEP_AFTER_MS = 5_000;
 
+/** What of a queued rollout decides whether it goes next. */
+export type Queued = Pick<Rollout, "id" | "k" | "deadline_at">;
+
 /** Queued rollouts of one model: whoever waits first, then first come, first served. */
-export function readBacklog(sql: Sql, model: string, limit: number): Promise<Rollout[]> {
-  return sql.query<Rollout>(
-    `SELECT ${ROLLOUT_COLUMNS} FROM rollouts WHERE model = $1 AND status = 'queued'
+export function readBacklog(sql: Sql, model: string, limit: number): Promise<Queued[]> {
+  return sql.query<Queued>(
+    `SELECT id, k, deadline_at FROM rollouts WHERE model = $1 AND status = 'queued'
       ORDER BY (lane = 'bulk'), created_at, id LIMIT $2`,
     [model, limit],
   );
@@ -30,7 +34,7 @@ export async function readInFlight(sql: Sql, model: string): Promise<{ rollouts:
 
 /**
  * `queued → dispatched`, for those of `ids` that are still queued and only in the leader's term; returns them in the
- * backlog's order. Committed before their jobs are added: the other way round a fast job would run twice, or a
+ * backlog's order. What nobody waits for had until its deadline to begin, and gets time to run from here on. Committed before their jobs are added: the other way round a fast job would run twice, or a
  * cancelled one at all.
  */
 export async function markDispatched(sql: Sql, epoch: bigint, ids: readonly RolloutId[]): Promise<Rollout[]> {
@@ -38,12 +42,14 @@ export async function markDispatched(sql: Sql, epoch: bigint, ids: readonly Roll
     `WITH marked AS (
        UPDATE rollouts
           SET status = 'dispatched', attempt = attempt + 1, dispatched_at = now(),
-              sweep_at = now() + $3::float8 * interval '1 ms'
+              sweep_at = now() + $3::float8 * interval '1 ms',
+              deadline_at = CASE WHEN waiter_id IS NULL THEN greatest(deadline_at, now() + $4::float8 * interval '1 ms')
+                                 ELSE deadline_at END
         WHERE id = ANY ($2) AND status = 'queued' AND ${fencedBy("$1")}
        RETURNING ${ROLLOUT_COLUMNS}
      )
      SELECT ${ROLLOUT_COLUMNS} FROM marked ORDER BY (lane = 'bulk'), created_at, id`,
-    [epoch, ids, FIRST_SWEEP_AFTER_MS],
+    [epoch, ids, FIRST_SWEEP_AFTER_MS, ASYNC_RUN_MAX_MS],
   );
 }
 

@@ -1,7 +1,7 @@
 /** Reading rollouts, and noting that one was delivered. */
-import type { CustomerId, RolloutId } from "#contract/ids.ts";
+import type { CustomerId, DatasetId, RolloutId } from "#contract/ids.ts";
 import type { RolloutResult } from "#contract/jobs.ts";
-import { REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
+import { QUEUE_POSITION_MAX, REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
 import type { Sql } from "#platform/database.ts";
 
 import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
@@ -15,7 +15,10 @@ export async function findRollout(sql: Sql, id: RolloutId, customerId: CustomerI
   return rollout ?? null;
 }
 
-/** The latest rollout of that payload that is paid and finished, and whose video did not reach the customer. */
+/**
+ * The latest rollout of that payload that is paid and finished, and whose video did not reach the customer who waited for
+ * it. What was submitted asynchronously cannot get lost on its way: it is fetched by id.
+ */
 export async function findUndelivered(
   sql: Sql,
   customerId: CustomerId,
@@ -26,7 +29,7 @@ export async function findUndelivered(
   const [rollout] = await sql.query<Rollout>(
     `SELECT ${ROLLOUT_COLUMNS} FROM rollouts
       WHERE customer_id = $1 AND fingerprint = $2 AND k = $3 AND finished_at > $4
-        AND status = 'succeeded' AND delivered_at IS NULL
+        AND status = 'succeeded' AND delivered_at IS NULL AND waiter_id IS NOT NULL
       ORDER BY finished_at DESC LIMIT 1`,
     [customerId, fingerprint, k, new Date(now.getTime() - REDELIVERY_WINDOW_MS)],
   );
@@ -37,7 +40,7 @@ export async function findUndelivered(
 export async function hasUndelivered(sql: Sql, customerId: CustomerId, now: Date): Promise<boolean> {
   const [row] = await sql.query<{ found: boolean }>(
     `SELECT EXISTS (SELECT FROM rollouts WHERE customer_id = $1 AND finished_at > $2
-                       AND status = 'succeeded' AND delivered_at IS NULL) AS found`,
+                       AND status = 'succeeded' AND delivered_at IS NULL AND waiter_id IS NOT NULL) AS found`,
     [customerId, new Date(now.getTime() - REDELIVERY_WINDOW_MS)],
   );
   return row?.found ?? false;
@@ -48,24 +51,43 @@ export async function markDelivered(sql: Sql, id: RolloutId): Promise<void> {
   await sql.query(`UPDATE rollouts SET delivered_at = now() WHERE id = $1 AND delivered_at IS NULL`, [id]);
 }
 
-/** Blob keys of its videos, in candidate order; none unless it succeeded. For signed links, behind which no customer is known. */
-export async function findVideoKeys(sql: Sql, id: RolloutId): Promise<readonly string[]> {
-  const [rollout] = await sql.query<{ result: RolloutResult | null }>(`SELECT result FROM rollouts WHERE id = $1`, [
-    id,
-  ]);
-  return rollout?.result?.video_keys ?? [];
+/** Whether there is such a dataset of this customer's, whose rollouts may be listed. */
+export async function isOwnDataset(sql: Sql, id: DatasetId, customerId: CustomerId): Promise<boolean> {
+  return (await sql.query(`SELECT FROM datasets WHERE id = $1 AND customer_id = $2`, [id, customerId])).length > 0;
 }
 
-/** 1 for the next of its model to be dispatched; null when it is not in the backlog any more. */
-export async function queuePosition(sql: Sql, rollout: Rollout): Promise<number | null> {
-  const [row] = await sql.query<{ position: bigint }>(
-    // The order of readBacklog; the row's own time is read here, because a Date has no microseconds.
-    `SELECT count(*) AS position FROM rollouts other, rollouts this
-      WHERE this.id = $1 AND this.status = 'queued' AND other.model = this.model AND other.status = 'queued'
-        AND ((other.lane = 'bulk'), other.created_at, other.id) <= ((this.lane = 'bulk'), this.created_at, this.id)`,
-    [rollout.id],
+export interface VideoFiles {
+  /** Blob keys in candidate order; none unless it succeeded. */
+  readonly keys: readonly string[];
+  /** Retention has deleted them. */
+  readonly deleted: boolean;
+}
+
+/** For signed links, behind which no customer is known. */
+export async function findVideoFiles(sql: Sql, id: RolloutId): Promise<VideoFiles> {
+  const [rollout] = await sql.query<{ result: RolloutResult | null; deleted: boolean }>(
+    `SELECT result, files_deleted_at IS NOT NULL AS deleted FROM rollouts WHERE id = $1`,
+    [id],
   );
-  return row && row.position > 0n ? Number(row.position) : null;
+  return { keys: rollout?.result?.video_keys ?? [], deleted: rollout?.deleted ?? false };
+}
+
+/**
+ * 1 for the next of its model to be dispatched, at most QUEUE_POSITION_MAX, behind which nobody counts; null when it is not
+ * in the backlog any more.
+ */
+export async function queuePosition(sql: Sql, { id, model }: Pick<Rollout, "id" | "model">): Promise<number | null> {
+  const [row] = await sql.query<{ position: number }>(
+    // The order of readBacklog; the row's own time is read here, because a Date has no microseconds.
+    `SELECT count(*)::int AS position
+       FROM (SELECT FROM rollouts
+              WHERE model = $2 AND status = 'queued'
+                AND ((lane = 'bulk'), created_at, id)
+                    <= (SELECT (lane = 'bulk'), created_at, id FROM rollouts WHERE id = $1 AND status = 'queued')
+              ORDER BY (lane = 'bulk'), created_at, id LIMIT $3) AS ahead`,
+    [id, model, QUEUE_POSITION_MAX],
+  );
+  return row && row.position > 0 ? row.position : null;
 }
 
 /** Rollouts in the backlog by model; a model without any is absent. */

@@ -1,6 +1,6 @@
 /**
- * The only way a rollout ends: terminal state, refund of what was not delivered, and the release of its idempotency
- * key where it was called off, in one statement. The settlement worker, cancellation and the sweep all call this, as
+ * The only way a rollout ends: terminal state, refund of what was not delivered, the release of its idempotency key where
+ * it was called off, and who is to be told of it, in one statement. The settlement worker, cancellation and the sweep all call this, as
  * often as they like: the first one settles. Row locks in the order rollout → account → idempotency key.
  */
 import type { RolloutId } from "#contract/ids.ts";
@@ -8,6 +8,7 @@ import type { Outcome } from "#contract/jobs.ts";
 import { ROLLOUT_STATUSES } from "#contract/rollout.ts";
 import { postEntry } from "#ledger/post.ts";
 import type { Sql } from "#platform/database.ts";
+import { tellReceivers } from "#webhooks/outbox.ts";
 
 import { canTransition } from "./lifecycle.ts";
 import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
@@ -26,6 +27,9 @@ export interface Settled {
  * A rollout that was called off (isCalledOff) gave nobody anything, so its idempotency key is set free and the customer's
  * retry runs anew; any other end keeps the key, and a retry is told the same end. The DELETE looks at `moved` to come after it:
  * whoever inserts an idempotency key holds its account, so the account must be locked first here too.
+ *
+ * Webhooks tell of what nobody waits for: a row of a dataset is told of with the dataset, and a caller that waits has the
+ * answer, unless it named a `webhook_url` all the same.
  */
 const SETTLE = `
   WITH ended AS (
@@ -48,7 +52,12 @@ const SETTLE = `
   released AS (
     DELETE FROM idempotency_keys
      WHERE rollout_id = (SELECT id FROM ended WHERE status IN ('cancelled', 'expired')) AND (SELECT count(*) FROM moved) >= 0
-  )
+  ),
+  news AS (
+    SELECT customer_id, concat('rollout.', status) AS event, id AS rollout_id, NULL AS dataset_id, webhook_url,
+           waiter_id IS NULL AS to_endpoints
+      FROM ended WHERE dataset_id IS NULL AND (waiter_id IS NULL OR webhook_url IS NOT NULL)
+  ), ${tellReceivers("news")}
   SELECT ${ROLLOUT_COLUMNS} FROM ended`;
 
 /** `attempt`: the one that the outcome is of, or null for whichever is current (cancellation, expiry). */

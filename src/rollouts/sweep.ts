@@ -37,8 +37,8 @@ export async function readExpired(sql: Sql, now: Date, limit: number): Promise<R
 export function readOwners(
   sql: Sql,
   ids: readonly string[],
-): Promise<Pick<Rollout, "id" | "status" | "attempt" | "result">[]> {
-  return sql.query(`SELECT id, status, attempt, result FROM rollouts WHERE id = ANY ($1)`, [ids]);
+): Promise<Pick<Rollout, "id" | "status" | "attempt" | "result" | "files_deleted_at">[]> {
+  return sql.query(`SELECT id, status, attempt, result, files_deleted_at FROM rollouts WHERE id = ANY ($1)`, [ids]);
 }
 
 /** Forgets idempotency keys used before `before`, at most `limit` at a time; returns how many. */

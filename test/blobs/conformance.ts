@@ -1,4 +1,5 @@
-/** What every blob store must do; fs.test.ts runs it on a directory, a store in the cloud would run it too. */
+/** What every blob store must do; fs.test.ts runs it on a directory, s3.test.ts on a bucket. */
+import { createHash } from "node:crypto";
 import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -62,10 +63,70 @@ export function blobStoreConformance(name: string, create: () => Promise<BlobSto
       for (const key of ["nothing", "there/nothing", "there", "there/file/below"]) {
         await expect(blobs.get(key)).rejects.toThrow(BlobNotFound);
         await expect(blobs.stream(key)).rejects.toThrow(BlobNotFound);
+        await expect(blobs.copy(key, "there/copy")).rejects.toThrow(BlobNotFound);
         expect(await blobs.info(key)).toBeNull();
         await blobs.delete(key);
       }
+      expect(await keys("there/")).toEqual(["there/file"]);
       expect(await text("there/file")).toBe("x");
+    });
+
+    test("a copy is the same content under another key, and replaces what was there", async () => {
+      await blobs.put("copy/from", Buffer.from("frames"));
+      await blobs.put("copy/to/old", Buffer.from("something longer than that"));
+      await blobs.copy("copy/from", "copy/to/new");
+      await blobs.copy("copy/from", "copy/to/old");
+      expect(await text("copy/to/new")).toBe("frames");
+      expect(await text("copy/to/old")).toBe("frames");
+      expect(await text("copy/from")).toBe("frames");
+    });
+
+    test("a copy made again, or onto itself, changes nothing", async () => {
+      await blobs.put("recopy/from", Buffer.from("frames"));
+      for (const to of ["recopy/to", "recopy/to", "recopy/from"]) await blobs.copy("recopy/from", to);
+      await expect(blobs.copy("recopy/none", "recopy/none")).rejects.toThrow(BlobNotFound);
+      expect(await keys("recopy/")).toEqual(["recopy/from", "recopy/to"]);
+      expect(await text("recopy/from")).toBe("frames");
+      expect(await text("recopy/to")).toBe("frames");
+    });
+
+    test("original and copy live on by themselves", async () => {
+      const path = join(local, "newer.mp4");
+      for (const key of ["apart/a", "apart/b", "apart/c"]) await blobs.put(key, Buffer.from("old"));
+      for (const key of ["apart/a", "apart/b", "apart/c"]) await blobs.copy(key, `${key}.copy`);
+      await blobs.put("apart/a", Buffer.from("new"));
+      await blobs.delete("apart/b");
+      await writeFile(path, "new");
+      await blobs.putFile("apart/c.copy", path);
+      expect(await text("apart/a.copy")).toBe("old");
+      expect(await text("apart/b.copy")).toBe("old");
+      expect(await text("apart/c")).toBe("old");
+      expect(await text("apart/c.copy")).toBe("new");
+    });
+
+    test("a large file arrives whole, and can be read in ranges and copied", { timeout: 60_000 }, async () => {
+      const bytes = Buffer.alloc(21 * 1024 * 1024 + 17, "0123456789abcdef-");
+      const path = join(local, "large.mp4");
+      await writeFile(path, bytes);
+      await blobs.putFile("large/video.mp4", path);
+      await blobs.copy("large/video.mp4", "large/copy.mp4");
+      expect(await readdir(local)).toEqual([]);
+      for (const key of ["large/video.mp4", "large/copy.mp4"]) {
+        expect(await blobs.info(key)).toMatchObject({ bytes: bytes.length });
+        expect(sha256(await blobs.get(key))).toBe(sha256(bytes));
+      }
+      const middle = { start: 8 * 1024 * 1024 - 3, end: 16 * 1024 * 1024 + 3 };
+      const part = await buffer(await blobs.stream("large/video.mp4", middle));
+      expect(sha256(part)).toBe(sha256(bytes.subarray(middle.start, middle.end + 1)));
+    });
+
+    test("an empty and a small file are moved, too", async () => {
+      for (const content of ["", "x"]) {
+        const path = join(local, "small");
+        await writeFile(path, content);
+        await blobs.putFile("moved/small", path);
+        expect(await text("moved/small")).toBe(content);
+      }
     });
 
     test("tells size and age", async () => {
@@ -84,6 +145,48 @@ export function blobStoreConformance(name: string, create: () => Promise<BlobSto
       expect(await read({ start: 0, end: 0 })).toBe("0");
       expect(await read({ start: 3, end: 5 })).toBe("345");
       expect(await read({ start: 8, end: 100 })).toBe("89");
+      expect(await read({ start: 9, end: 9 })).toBe("9");
+    });
+
+    test("a range that begins behind the last byte is empty; one without a byte in it is refused", async () => {
+      await blobs.put("range/digits", Buffer.from("0123456789"));
+      await blobs.put("range/empty", new Uint8Array());
+      expect(await buffer(await blobs.stream("range/digits", { start: 10, end: 12 }))).toHaveLength(0);
+      expect(await buffer(await blobs.stream("range/empty", { start: 0, end: 0 }))).toHaveLength(0);
+      expect(await buffer(await blobs.stream("range/empty"))).toHaveLength(0);
+      for (const range of [
+        { start: 3, end: 2 },
+        { start: -1, end: 2 },
+        { start: 0.5, end: 2 },
+        { start: 0, end: NaN },
+      ]) {
+        await expect(blobs.stream("range/digits", range)).rejects.toThrow(RangeError);
+      }
+      await expect(blobs.stream("range/none", { start: 0, end: 0 })).rejects.toThrow(BlobNotFound);
+    });
+
+    test("a stream that is given up, begun or not, harms nobody", async () => {
+      await blobs.put("given-up/file", Buffer.alloc(5_000_000, "x"));
+      const unread = await blobs.stream("given-up/file");
+      unread.destroy();
+      const begun = await blobs.stream("given-up/file");
+      for await (const chunk of begun) {
+        expect((chunk as Buffer).length).toBeGreaterThan(0);
+        break; // which destroys it
+      }
+      expect(begun.destroyed).toBe(true);
+      expect(await blobs.get("given-up/file")).toHaveLength(5_000_000);
+    });
+
+    test("a reader gets to the end of the version it began, or an error, whatever is written meanwhile", async () => {
+      const bytes = 5_000_000;
+      await blobs.put("long-read/file", Buffer.alloc(bytes, "a"));
+      const reading = await blobs.stream("long-read/file");
+      await blobs.put("long-read/file", Buffer.alloc(bytes, "b"));
+      await blobs.delete("long-read/file");
+      const seen = await buffer(reading);
+      expect(seen).toHaveLength(bytes);
+      expect(seen.every((byte) => byte === seen[0])).toBe(true);
     });
 
     test("lists by prefix, across folders and inside a name", async () => {
@@ -92,7 +195,36 @@ export function blobStoreConformance(name: string, create: () => Promise<BlobSto
       expect(await keys("list/a")).toEqual(["list/a/1", "list/a/2", "list/ab/1"]);
       expect(await keys("list/a/")).toEqual(["list/a/1", "list/a/2"]);
       expect(await keys("list/none/")).toEqual([]);
+      expect(await keys("list/b")).toEqual(["list/b"]);
+      expect(await keys("list/b/")).toEqual([]);
+      expect(await keys("list/bc")).toEqual([]);
       expect(await keys("")).toEqual(expect.arrayContaining(["list/b"]));
+    });
+
+    test("a key that is the beginning of another's name is a blob like any other", async () => {
+      for (const key of ["names/a", "names/a.json", "names/a-b/c", "names/_", "names/A"]) {
+        await blobs.put(key, Buffer.from(key));
+      }
+      expect(await keys("names/a")).toEqual(["names/a", "names/a-b/c", "names/a.json"]);
+      await blobs.delete("names/a");
+      expect(await keys("names/")).toEqual(["names/A", "names/_", "names/a-b/c", "names/a.json"]);
+    });
+
+    test("lists sizes and ages, and more than fit a page of an answer", { timeout: 60_000 }, async () => {
+      const before = Date.now();
+      const many = Array.from({ length: 1_050 }, (_, n) => `pages/${String(n).padStart(4, "0")}`);
+      await inTurns(16, many, (key) => blobs.put(key, Buffer.from(key)));
+      const found: BlobInfo[] = [];
+      for await (const info of blobs.list("pages/")) found.push(info);
+      expect(found.map(({ key }) => key).toSorted()).toEqual(many);
+      expect(found.every(({ bytes }) => bytes === "pages/0000".length)).toBe(true);
+      expect(found.every(({ modified_ms }) => Math.abs(modified_ms - before) < 60_000)).toBe(true);
+    });
+
+    test("what is deleted while it is listed spoils nothing", async () => {
+      for (let n = 0; n < 20; n += 1) await blobs.put(`sweep/${n}`, Buffer.from("x"));
+      for await (const { key } of blobs.list("sweep/")) await blobs.delete(key);
+      expect(await keys("sweep/")).toEqual([]);
     });
 
     test("delete removes one blob and leaves its neighbours", async () => {
@@ -151,13 +283,27 @@ export function blobStoreConformance(name: string, create: () => Promise<BlobSto
       await expect(blobs.info(key)).rejects.toThrow(RangeError);
       await expect(blobs.stream(key)).rejects.toThrow(RangeError);
       await expect(blobs.delete(key)).rejects.toThrow(RangeError);
+      await expect(blobs.copy(key, "refused/copy")).rejects.toThrow(RangeError);
+      await expect(blobs.copy("refused/original", key)).rejects.toThrow(RangeError);
     });
 
     test("refuses a prefix that no key can begin with", async () => {
       await expect(keys("../")).rejects.toThrow(RangeError);
       await expect(keys("/etc/")).rejects.toThrow(RangeError);
+      await expect(keys("a//")).rejects.toThrow(RangeError);
     });
   });
+}
+
+const sha256 = (bytes: Buffer): string => createHash("sha256").update(bytes).digest("hex");
+
+/** `run` for each item, `atOnce` at a time. */
+async function inTurns<T>(atOnce: number, items: readonly T[], run: (item: T) => Promise<void>): Promise<void> {
+  const left = items.values();
+  const worker = async (): Promise<void> => {
+    for (const item of left) await run(item);
+  };
+  await Promise.all(Array.from({ length: atOnce }, worker));
 }
 
 const version = (n: number): Buffer => Buffer.alloc(200_000, String(n));

@@ -7,14 +7,15 @@ import type { Consumer, QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue, settlementQueue } from "#queue/queues.ts";
 import { jobIdOf, type RolloutId } from "#contract/ids.ts";
 
-/** `outcomeOf`: how a job ends, with its frames; null succeeds. */
+/** `outcomeOf`: how a job ends, with its frames; null succeeds. `concurrency`: jobs at once. */
 export function startInstantWorker(options: {
   readonly queues: QueueSystem;
   readonly blobs: BlobStore;
   readonly model: string;
   readonly outcomeOf: (job: PredictJob) => Outcome | null;
+  readonly concurrency?: number;
 }): Promise<Consumer> {
-  const { queues, blobs, model, outcomeOf } = options;
+  const { queues, blobs, model, outcomeOf, concurrency = 4 } = options;
 
   async function succeed(job: PredictJob): Promise<Outcome> {
     const run = randomUUID();
@@ -34,7 +35,7 @@ export function startInstantWorker(options: {
   }
 
   return predictQueue(queues, model).consume({
-    concurrency: 4,
+    concurrency,
     async handle({ data: job }) {
       const outcome = outcomeOf(job) ?? (await succeed(job));
       const { rollout_id, attempt } = job;

@@ -1,19 +1,27 @@
 /**
  * The separate-deployment topology as real processes: one gateway, one scheduler, one settlement worker and two
- * inference workers, each restarted when it dies, as Kubernetes or systemd would. Tests kill them with SIGKILL.
+ * inference workers, and where they are asked for a runner of datasets and workers without a model; each restarted when
+ * it dies, as Kubernetes or systemd would. Tests kill them with SIGKILL.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createWriteStream, type WriteStream } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 
+import type { StandInKind } from "./stand-in-worker.ts";
+
 export const ROLES = ["gateway", "scheduler", "settlement", "worker-a", "worker-b"] as const;
-export type Role = (typeof ROLES)[number];
+/** `instant-…`: the program of stand-in-worker.ts, with the engine that `standIn` names. */
+export type Role = (typeof ROLES)[number] | "runner" | "instant-a" | "instant-b";
 
 export interface ProcessGroup {
   readonly baseUrl: string;
   /** SIGKILLs the role's process now; it starts again shortly after. False when it was just down. */
   kill(role: Role): boolean;
   readonly kills: ReadonlyMap<Role, number>;
+  /** Whether the role's process says that it runs; it may have been started long before. */
+  isUp(role: Role): boolean;
+  /** Process ids by role, of those that were started. */
+  pids(): ReadonlyMap<Role, number>;
   stop(): Promise<void>;
 }
 
@@ -24,29 +32,42 @@ const READY_TIMEOUT_MS = 60_000;
 
 export async function startProcessGroup(options: {
   readonly env: Readonly<Record<string, string>>;
+  /** For one role beside or instead of `env`. */
+  readonly envOf?: (role: Role) => Readonly<Record<string, string>>;
   readonly port: number;
   readonly model: string;
   readonly logFile: string;
   /** All of them unless told. */
   readonly roles?: readonly Role[];
+  readonly standIn?: StandInKind;
 }): Promise<ProcessGroup> {
-  const { roles = ROLES } = options;
+  const { roles = ROLES, standIn = "black" } = options;
   const baseUrl = `http://127.0.0.1:${options.port}`;
   const log = createWriteStream(options.logFile, { flags: "a" });
   const running = new Map<Role, ChildProcess>();
   const kills = new Map<Role, number>();
+  const up = new Set<Role>();
   let stopping = false;
 
   const start = (role: Role): void => {
-    const command = role.startsWith("worker") ? ["worker", "--model", options.model] : [role];
-    const child = spawn(process.execPath, ["src/cli/main.ts", ...command], {
-      env: { ...options.env, PATH: process.env["PATH"], PORT: String(options.port), WORKERS: "0" },
+    const child = spawn(process.execPath, commandOf(role, options.model, standIn), {
+      env: {
+        ...options.env,
+        ...options.envOf?.(role),
+        PATH: process.env["PATH"],
+        PORT: String(options.port),
+        WORKERS: "0",
+      },
       stdio: ["ignore", "pipe", "pipe"],
     });
     pipeLines(child, role, log);
+    up.delete(role);
+    // Of `runRole` and of stand-in-worker.ts; short lines, which come whole.
+    child.stdout?.on("data", (chunk: Buffer) => chunk.includes('"msg":"running"') && up.add(role));
     running.set(role, child);
     child.once("exit", () => {
       if (running.get(role) === child) running.delete(role);
+      up.delete(role);
       if (!stopping) void delay(RESTART_DELAY_MS).then(() => (stopping ? undefined : start(role)));
     });
   };
@@ -56,6 +77,8 @@ export async function startProcessGroup(options: {
   return {
     baseUrl,
     kills,
+    isUp: (role) => up.has(role),
+    pids: () => new Map([...running].flatMap(([role, { pid }]) => (pid === undefined ? [] : [[role, pid]]))),
     kill(role) {
       const killed = running.get(role)?.kill("SIGKILL") ?? false;
       if (killed) kills.set(role, (kills.get(role) ?? 0) + 1);
@@ -73,6 +96,11 @@ export async function startProcessGroup(options: {
       log.end();
     },
   };
+}
+
+function commandOf(role: Role, model: string, standIn: StandInKind): string[] {
+  if (role.startsWith("instant")) return ["test/chaos/stand-in-worker.ts", model, standIn];
+  return ["src/cli/main.ts", ...(role.startsWith("worker") ? ["worker", "--model", model] : [role])];
 }
 
 function pipeLines(child: ChildProcess, role: Role, log: WriteStream): void {

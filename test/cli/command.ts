@@ -19,8 +19,8 @@ export async function run(args: readonly string[], env: Readonly<Record<string, 
 
 export interface Started {
   readonly child: ChildProcess;
-  stdout(): string;
-  stderr(): string;
+  readonly stdout: () => string;
+  readonly stderr: () => string;
 }
 
 /** `args` may begin with another program of ours than the CLI, such as src/cli/demo.ts. */

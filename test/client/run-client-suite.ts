@@ -1,25 +1,24 @@
 /** Runs the published Python client, unchanged, against a server: the one our users already have. */
 import { execFile } from "node:child_process";
-import { createHash } from "node:crypto";
-import { existsSync } from "node:fs";
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
-import { delimiter, dirname, join, resolve } from "node:path";
+import { readFile } from "node:fs/promises";
+import { delimiter, dirname, join } from "node:path";
 import { promisify } from "node:util";
 
 import ffmpeg from "@ffmpeg-installer/ffmpeg";
+
+import { ensurePython } from "../support/python.ts";
+import { startS3Server } from "../support/s3-server.ts";
 
 const run = promisify(execFile);
 
 const SUITE = join(import.meta.dirname, "suite.py");
 const REQUIREMENTS = join(import.meta.dirname, "requirements.txt");
-/** Inside node_modules, so that a clean install starts afresh and nothing of it is ever committed. */
-const CACHE_DIR = resolve(import.meta.dirname, "../../node_modules/.cache/dream-engine-client");
-const INSTALL_TIMEOUT_MS = 5 * 60_000;
 const SUITE_TIMEOUT_MS = 5 * 60_000;
+const BUCKET = "robot-episodes";
 
 export interface ClientSuiteOptions {
   readonly baseUrl: string;
-  /** With credit for some thirty rollouts. */
+  /** With credit for some fifty rollouts. */
   readonly apiKey: string;
   /** Of a customer whose balance pays for nothing. */
   readonly poorApiKey: string;
@@ -44,8 +43,27 @@ export async function clientCheckNames(): Promise<string[]> {
   return list.split(",").flatMap((name) => (name.trim() === "" ? [] : [name.trim()]));
 }
 
+/** Also starts an S3 server of the suite's own, for what the client reads from and writes to a bucket. */
 export async function runClientSuite(options: ClientSuiteOptions): Promise<ClientCheck[]> {
-  const python = await ensureClient();
+  const [python, s3] = await Promise.all([ensureClient(), startS3Server()]);
+  try {
+    await s3.createBucket(BUCKET);
+    return await runChecks(python, options, {
+      S3_ENDPOINT: s3.endpoint,
+      S3_BUCKET: BUCKET,
+      AWS_DEFAULT_REGION: s3.region,
+      ...s3.credentials,
+    });
+  } finally {
+    await s3.stop();
+  }
+}
+
+async function runChecks(
+  python: string,
+  options: ClientSuiteOptions,
+  s3Env: Readonly<Record<string, string>>,
+): Promise<ClientCheck[]> {
   const { stdout } = await run(python, [SUITE], {
     timeout: SUITE_TIMEOUT_MS,
     maxBuffer: 16 * 1024 * 1024,
@@ -53,6 +71,7 @@ export async function runClientSuite(options: ClientSuiteOptions): Promise<Clien
       // mediapy, with which the client decodes, takes the ffmpeg it finds here.
       PATH: [dirname(ffmpeg.path), process.env["PATH"] ?? ""].join(delimiter),
       HOME: process.env["HOME"] ?? "",
+      ...s3Env,
       BASE_URL: options.baseUrl,
       API_KEY: options.apiKey,
       POOR_API_KEY: options.poorApiKey,
@@ -68,27 +87,5 @@ export async function runClientSuite(options: ClientSuiteOptions): Promise<Clien
     .map((line) => JSON.parse(line) as ClientCheck); // suite.py writes nothing else
 }
 
-/** A virtual environment with the client, made once per set of requirements; gives its python. */
-export async function ensureClient(): Promise<string> {
-  const requirements = await readFile(REQUIREMENTS);
-  const name = createHash("sha256").update(requirements).digest("hex").slice(0, 12);
-  const folder = join(CACHE_DIR, name);
-  const python = join(folder, "bin", "python");
-  const ready = join(folder, "ready");
-  if (existsSync(ready)) return python;
-
-  await rm(folder, { recursive: true, force: true }); // of an installation that was interrupted
-  await mkdir(CACHE_DIR, { recursive: true });
-  await run("python3", ["-m", "venv", folder], { timeout: INSTALL_TIMEOUT_MS }).catch((error: unknown) => {
-    throw new Error(
-      "The published client needs Python 3.10 or later with venv to be tested. On Debian or Ubuntu: " +
-        "apt-get install -y python3 python3-venv",
-      { cause: error },
-    );
-  });
-  await run(python, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS], {
-    timeout: INSTALL_TIMEOUT_MS,
-  });
-  await writeFile(ready, "");
-  return python;
-}
+/** The python of an environment with the client. */
+export const ensureClient = (): Promise<string> => ensurePython(REQUIREMENTS);

@@ -3,6 +3,7 @@
 Environment: BASE_URL; API_KEY (with credit); POOR_API_KEY (a balance that pays for nothing); SLOW_API_KEY (its rate
 limit is 1/s, burst 1); ACTIONS_MIN and ACTIONS_MAX (what the active model's actions mean something in). Where there is
 one: TOPUP_BASE_URL and TOPUP_API_KEY (a server that takes cards, whose payment pages pay when they are opened).
+S3_ENDPOINT and S3_BUCKET (a bucket of the suite's own), with what boto3 looks for (AWS_ACCESS_KEY_ID and so on).
 """
 
 import asyncio
@@ -14,10 +15,13 @@ import time
 import traceback
 from pathlib import Path
 
+import boto3
 import dream
 import httpx
+import mediapy
 import numpy as np
-from dream.io import frames_from_dir
+import pyarrow.parquet as parquet
+from dream.io import DirRolloutSink, RolloutSink, S3RolloutSink, frames_from_dir, frames_from_s3
 from PIL import Image
 
 BASE_URL = os.environ["BASE_URL"]
@@ -335,6 +339,280 @@ def works_asynchronously():
     asyncio.run(run())
 
 
+SHORT_T = handle.chunk_size
+SHORT_CHARGE_MILS = (SHORT_T + 1) * PRICE_MILS
+
+
+def short_actions(seed):
+    return some_actions(seed)[:SHORT_T]
+
+
+def episodes(folder, rows, bad=(), first_seed=1000):
+    """A folder of frames and actions as an episode recorder leaves it; `bad` rows have one action dimension too many."""
+    folder.mkdir()
+    for n, row in enumerate(rows):
+        actions = short_actions(first_seed + n)
+        if row in bad:
+            actions = np.concatenate([actions, actions[:, :1]], axis=1)
+        (folder / f"{row}.png").write_bytes(png_bytes(start_frame()))
+        (folder / f"{row}.npy").write_bytes(npy_bytes(actions))
+    return folder
+
+
+def check_records(records, rows, source):
+    """What a sink wrote of each row; the ledger has each of these requests once, at its exact price."""
+    assert sorted(record["row_id"] for record in records) == sorted(rows), records
+    for record in records:
+        assert record["file_name"] == f"videos/{record['row_id']}.mp4", record
+        assert record["status"] == 200 and record["spec"] == handle.slug and record["engine_wall_ms"] > 0, record
+        assert abs(record["estimated_charge_usd"] - SHORT_CHARGE_MILS / 10_000) < 1e-9, record
+        assert source(record), record
+    entries = [row for row in client.billing.transactions(limit=200)]
+    for record in records:
+        own = [entry for entry in entries if entry.id == record["request_id"]]
+        assert [(entry.kind, entry.amount_mils) for entry in own] == [("debit", -SHORT_CHARGE_MILS)], own
+
+
+def check_video(mp4):
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(mp4)
+        file.flush()
+        video = mediapy.read_video(file.name)
+    assert video.shape == (SHORT_T + 1, H, W, 3), video.shape
+
+
+def check_bad_row(failures, row):
+    assert [failure.row_id for failure in failures] == [row], failures
+    [failure] = failures
+    assert isinstance(failure.error, dream.ValidationError) and failure.error.status_code == 422, failure
+    assert failure.attempts == 1 and f"(T, {DIM})" in str(failure.error), failure
+
+
+def check_folder(out, rows, source_folder):
+    records = parquet.read_table(out / "metadata.parquet").to_pylist()
+    check_records(records, rows, lambda record: record["source_path"] == str(source_folder))
+    assert sorted(path.name for path in (out / "videos").iterdir()) == sorted(f"{row}.mp4" for row in rows)
+    for record in records:
+        check_video((out / record["file_name"]).read_bytes())
+
+
+def fills_a_folder_from_a_folder_and_skips_a_bad_row():
+    rows = [f"ep-{n:03d}" for n in range(6)]
+    with tempfile.TemporaryDirectory() as home:
+        source = episodes(Path(home) / "in", rows, bad=("ep-002",))
+        estimate = client.estimate_cost(frames_from_dir(source), spec=handle.slug)
+        assert (estimate.rows, estimate.frames_per_row) == (6, SHORT_T + 1), estimate
+        assert estimate.spec == handle.slug and estimate.price_per_frame_usd == PRICE_MILS / 10_000, estimate
+        assert abs(estimate.total_usd - 6 * SHORT_CHARGE_MILS / 10_000) < 1e-9, estimate
+        out = Path(home) / "out"
+        before = balance()
+        result = client.predict_many(
+            frames_from_dir(source), DirRolloutSink(out), spec=handle.slug, concurrency=3, progress=False
+        )
+        assert (result.ok, result.failed, result.total) == (5, 1, 6), result
+        assert result.output_uri == str(out.resolve()), result
+        check_bad_row(result.failures, "ep-002")
+        assert before - balance() == 5 * SHORT_CHARGE_MILS
+        check_folder(out, [row for row in rows if row != "ep-002"], source)
+
+
+def fills_a_bucket_from_a_bucket():
+    bucket = os.environ["S3_BUCKET"]
+    kwargs = {"endpoint_url": os.environ["S3_ENDPOINT"]}
+    s3 = boto3.client("s3", **kwargs)
+    prefix = f"run-{os.getpid()}"
+    rows = [f"night/ep-{n}" for n in range(4)]
+    for n, row in enumerate(rows):
+        s3.put_object(Bucket=bucket, Key=f"{prefix}/in/{row}.png", Body=png_bytes(start_frame()))
+        s3.put_object(Bucket=bucket, Key=f"{prefix}/in/{row}.npy", Body=npy_bytes(short_actions(2000 + n)))
+    s3.put_object(Bucket=bucket, Key=f"{prefix}/in/without-actions.png", Body=png_bytes(start_frame()))
+
+    source = frames_from_s3(f"s3://{bucket}/{prefix}/in/", boto3_kwargs=kwargs)
+    estimate = client.estimate_cost(source, spec=handle.slug)
+    assert (estimate.rows, estimate.total_frames) == (4, 4 * (SHORT_T + 1)), estimate
+    before = balance()
+    sink = S3RolloutSink(f"s3://{bucket}/{prefix}/out", boto3_kwargs=kwargs)
+    result = client.predict_many(source, sink, spec=handle.slug, concurrency=4, progress=False)
+    assert (result.ok, result.failed) == (4, 0), result
+    assert result.output_uri == f"s3://{bucket}/{prefix}/out/", result
+    assert before - balance() == 4 * SHORT_CHARGE_MILS
+
+    def stored(name):
+        return s3.get_object(Bucket=bucket, Key=f"{prefix}/out/{name}")["Body"].read()
+
+    records = parquet.read_table(io.BytesIO(stored("metadata.parquet"))).to_pylist()
+    check_records(
+        records, rows, lambda record: record["s3_uri"] == f"s3://{bucket}/{prefix}/in/{record['row_id']}.png"
+    )
+    for record in records:
+        check_video(stored(record["file_name"]))
+
+
+def fills_a_folder_asynchronously():
+    rows = [f"row{n}" for n in range(5)]
+
+    async def run(source, out):
+        async with dream.AsyncClient(api_key=API_KEY, base_url=BASE_URL) as other:
+            estimate = await other.estimate_cost(frames_from_dir(source), spec=handle.slug)
+            assert (estimate.rows, estimate.total_frames) == (5, 5 * (SHORT_T + 1)), estimate
+            return await other.predict_many(
+                frames_from_dir(source), RolloutSink.dir(out), spec=handle.slug, concurrency=4, progress=False
+            )
+
+    with tempfile.TemporaryDirectory() as home:
+        source = episodes(Path(home) / "in", rows, bad=("row4",), first_seed=3000)
+        out = Path(home) / "out"
+        before = balance()
+        result = asyncio.run(run(source, out))
+        assert (result.ok, result.failed) == (4, 1), result
+        check_bad_row(result.failures, "row4")
+        assert before - balance() == 4 * SHORT_CHARGE_MILS
+        check_folder(out, rows[:4], source)
+
+
+def halts_at_a_bad_row_and_keeps_what_was_paid_for():
+    rows = [f"row{n}" for n in range(8)]
+
+    def halt(source, out):
+        client.predict_many(
+            frames_from_dir(source), DirRolloutSink(out), spec=handle.slug, concurrency=1, on_error="halt", progress=False
+        )
+
+    def halt_async(source, out):
+        async def run():
+            async with dream.AsyncClient(api_key=API_KEY, base_url=BASE_URL) as other:
+                await other.predict_many(
+                    frames_from_dir(source),
+                    DirRolloutSink(out),
+                    spec=handle.slug,
+                    concurrency=1,
+                    on_error="halt",
+                    progress=False,
+                )
+
+        asyncio.run(run())
+
+    for n, how in enumerate((halt, halt_async)):
+        with tempfile.TemporaryDirectory() as home:
+            source = episodes(Path(home) / "in", rows, bad=("row1",), first_seed=4000 + 100 * n)
+            out = Path(home) / "out"
+            before = balance()
+            error = raises(dream.ValidationError, lambda: how(source, out))
+            assert error.status_code == 422, error
+            written = sorted(path.stem for path in (out / "videos").iterdir())
+            assert "row0" in written and "row1" not in written and len(written) < 7, written
+            assert before - balance() == len(written) * SHORT_CHARGE_MILS, written
+            check_folder(out, written, source)
+
+
+def halts_without_credits_whatever_it_was_told():
+    poor = dream.Client(api_key=os.environ["POOR_API_KEY"], base_url=BASE_URL)
+    before = poor.billing.balance().balance_mils
+    with tempfile.TemporaryDirectory() as home:
+        source = episodes(Path(home) / "in", ["row0", "row1", "row2"])
+        out = Path(home) / "out"
+        error = raises(
+            dream.InsufficientCreditsError,
+            lambda: poor.predict_many(frames_from_dir(source), DirRolloutSink(out), on_error="skip", progress=False),
+        )
+        assert error.requested_mils == SHORT_CHARGE_MILS and error.balance_mils == before, vars(error)
+        assert list((out / "videos").iterdir()) == []
+    assert poor.billing.balance().balance_mils == before
+
+
+def ended(rollout_id):
+    """Polls as the client's users do, with its own connection; every poll is answered, and says when to ask again."""
+    for _ in range(60):
+        answer = client._http.get(f"/v1/rollouts/{rollout_id}", params={"wait": 5})
+        assert answer.status_code == 200, answer.text
+        if answer.json()["status"] not in ("queued", "running"):
+            return answer.json()
+        assert int(answer.headers["Retry-After"]) >= 1
+    raise AssertionError(f"{rollout_id} did not end")
+
+
+def submits_without_waiting():
+    key = f"suite-async-{os.getpid()}-{np.random.default_rng().integers(1 << 62)}"
+    before = balance()
+    submitted = dict(
+        start_frame=start_frame(),
+        actions=some_actions(60),
+        seed=2**63 + 5,
+        mode="async",
+        idempotency_key=key,
+        webhook_url="https://hooks.invalid/dream",
+    )
+    rollout = handle.predict(**submitted)
+    assert rollout.id.startswith("rollout_") and len(rollout.id) == len("rollout_") + 32
+    assert rollout.model == handle.slug and rollout.frames == FRAMES and rollout.resolution == (H, W)
+    assert rollout.seed == 2**63 + 5 and rollout.created > 1_700_000_000
+    assert abs(rollout.cost_usd - CHARGE_MILS / 10_000) < 1e-9
+    assert json.loads(rollout.to_json())["object"] == "rollout"
+    assert before - balance() == CHARGE_MILS
+    assert handle.predict(**submitted).id == rollout.id and before - balance() == CHARGE_MILS
+
+    envelope = ended(rollout.id)
+    assert envelope["status"] == "succeeded" and envelope["mode"] == "async", envelope
+    assert envelope["frames_done"] == envelope["frames_total"] == FRAMES, envelope
+    assert envelope["webhook_url"] == "https://hooks.invalid/dream"
+    assert dream.Rollout.from_json_envelope(envelope).video().shape == (FRAMES, H, W, 3)
+    # Submitted again, or waited for, under its key: the whole rollout, at no charge.
+    assert handle.predict(**submitted).video().shape == (FRAMES, H, W, 3)
+    waited = handle.predict(start_frame=start_frame(), actions=some_actions(60), seed=2**63 + 5, idempotency_key=key)
+    assert waited.id == rollout.id and waited.engine_wall_ms > 0
+    assert before - balance() == CHARGE_MILS
+
+
+def has_no_video_before_it_is_made():
+    # Cancelled at once; what was not done by then costs nothing.
+    before = balance()
+    rollout = handle.predict(start_frame=start_frame(), actions=some_actions(61), mode="async")
+    cancelled = client._http.post(f"/v1/rollouts/{rollout.id}/cancel")
+    if cancelled.status_code == 409:  # it was faster
+        assert "succeeded" in cancelled.json()["detail"], cancelled.text
+        return
+    assert cancelled.status_code == 200 and cancelled.json()["status"] == "cancelled", cancelled.text
+    raises(ValueError, dream.Rollout.from_json_envelope(cancelled.json()).mp4_bytes)
+    assert balance() == before
+
+
+def says_what_is_wrong_with_a_submission():
+    before = balance()
+    for wrong in ("ftp://example.com", "not a url", "http://127.0.0.1:1/hook", "http://169.254.169.254/latest"):
+        error = raises(
+            dream.ValidationError,
+            lambda: handle.predict(start_frame=start_frame(), actions=some_actions(62), mode="async", webhook_url=wrong),
+        )
+        assert error.status_code == 422 and "webhook_url" in str(error), str(error)
+    error = raises(
+        dream.ValidationError,
+        lambda: handle.predict(start_frame=start_frame(), actions=some_actions(62), mode="later"),
+    )
+    assert error.status_code == 422 and "params.mode" in str(error), str(error)
+    assert balance() == before
+
+
+def submits_many_asynchronously():
+    async def run():
+        async with dream.AsyncClient(api_key=API_KEY, base_url=BASE_URL) as other:
+            model = next(one for one in await other.models.list() if one.active)
+            rollouts = await asyncio.gather(
+                *(
+                    model.predict(start_frame=start_frame(), actions=some_actions(70 + i), mode="async")
+                    for i in range(4)
+                )
+            )
+            assert len({rollout.id for rollout in rollouts}) == 4
+            return [rollout.id for rollout in rollouts]
+
+    before = balance()
+    ids = asyncio.run(run())
+    assert all(ended(rollout_id)["status"] == "succeeded" for rollout_id in ids)
+    assert before - balance() == 4 * CHARGE_MILS
+    page = client._http.get("/v1/rollouts", params={"limit": 4}).json()
+    assert {row["id"] for row in page["data"]} == set(ids) and page["object"] == "list", page
+
+
 CHECKS = [
     lists_models,
     gets_a_model_with_its_spec,
@@ -356,6 +634,15 @@ CHECKS = [
     serves_every_model_below_its_own_base_url,
     links_work_without_a_key,
     works_asynchronously,
+    fills_a_folder_from_a_folder_and_skips_a_bad_row,
+    fills_a_bucket_from_a_bucket,
+    fills_a_folder_asynchronously,
+    halts_at_a_bad_row_and_keeps_what_was_paid_for,
+    halts_without_credits_whatever_it_was_told,
+    submits_without_waiting,
+    has_no_video_before_it_is_made,
+    says_what_is_wrong_with_a_submission,
+    submits_many_asynchronously,
 ]
 
 for check in CHECKS:

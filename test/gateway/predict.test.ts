@@ -215,7 +215,7 @@ describe("POST /v1/rollouts", () => {
       (found) => found !== undefined,
     );
     const shown = await getWithKey(t.app, `/v1/rollouts/${id}`, key.api_key);
-    expect(shown.headers["retry-after"]).toBe("1");
+    expect(Number(shown.headers["retry-after"])).toBeGreaterThanOrEqual(1);
     expect(shown.json()).toMatchObject({ status: "queued", queue_position: 1, video_url: null, engine_wall_ms: null });
     await t.worker.finishHanging();
     expect((await pending).json().id).toBe(id);

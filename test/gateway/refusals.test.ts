@@ -134,8 +134,12 @@ describe("forms", () => {
   test.for([
     ["not json", /^params: expected a JSON object/],
     ['{"score": true}', /^params.score: .* not supported/],
-    ['{"mode": "async"}', /^params.mode: .* not supported/],
-    ['{"webhook_url": "https://example.com"}', /^params.webhook_url: .* not supported/],
+    ['{"mode": "later"}', /^params.mode: expected "sync" or "async"/],
+    ['{"mode": "async", "expires_in_s": 0}', /^params.expires_in_s: expected an integer from 1 to 604800/],
+    ['{"mode": "async", "score": true}', /^params.score: .* not supported/],
+    ['{"webhook_url": "ftp://example.com"}', /^params.webhook_url: expected a URL such as https:/],
+    ['{"webhook_url": "http://127.0.0.1/hook"}', /^params.webhook_url: .* not an address in the public internet/],
+    ['{"mode": "async", "webhook_url": "https://10.0.0.8"}', /^params.webhook_url: .* not an address/],
     ['{"steps": 5}', /^params: unknown field "steps"/],
   ] as const)("POST /v1/rollouts refuses params %s", async ([params, message]) => {
     const answer = await postForm(t.app, "/v1/rollouts", key.api_key, await rolloutParts(params));

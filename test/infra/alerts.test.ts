@@ -10,6 +10,7 @@ import { parse } from "yaml";
 import { createRegistry } from "#platform/metrics.ts";
 import { createSchedulerMetrics } from "#scheduler/metrics.ts";
 import { startTestGateway, type TestGateway } from "#test/gateway/support/test-gateway.ts";
+import { createNotifierMetrics } from "#workers/notifier/metrics.ts";
 
 const run = promisify(execFile);
 const FOLDER = "infra/prometheus";
@@ -31,7 +32,9 @@ beforeAll(async () => {
   gateway = await startTestGateway({ registry });
   const scheduler = createRegistry("scheduler");
   createSchedulerMetrics(scheduler);
-  for (const metric of await Promise.all([registry, scheduler].map((one) => one.getMetricsAsJSON()))) {
+  const notifier = createRegistry("notifier");
+  createNotifierMetrics(notifier);
+  for (const metric of await Promise.all([registry, scheduler, notifier].map((one) => one.getMetricsAsJSON()))) {
     for (const { name, type } of metric) {
       known.add(name);
       // prom-client counts an enum here: histograms and summaries have these as well.

@@ -8,7 +8,7 @@ import { PUSHER } from "#test/gateway/support/models.ts";
 
 const sampled = (requested: Parameters<typeof samplingParams>[0]) => samplingParams(requested, PUSHER);
 const fromJson = (text: string) => {
-  const { model: _model, ...requested } = parseParams(text);
+  const { model: _model, mode: _mode, webhook_url: _url, ...requested } = parseParams(text);
   return sampled(requested);
 };
 
@@ -102,11 +102,38 @@ describe("params", () => {
 
   test("says what is not supported yet, and takes what says the same as nothing", () => {
     expect(() => parseParams('{"score": true}')).toThrow(/params.score: scoring .* not supported/);
-    expect(() => parseParams('{"mode": "async"}')).toThrow(/params.mode: "async" is not supported/);
-    expect(() => parseParams('{"webhook_url": "https://example.com"}')).toThrow(/params.webhook_url: .* not supported/);
     expect(parseParams('{"score": false, "mode": "sync", "webhook_url": null, "model": "arm"}')).toEqual({
       model: "arm",
+      mode: { kind: "sync" },
+      webhook_url: null,
     });
+  });
+
+  test("an asynchronous one may say how long it waits for its start", () => {
+    expect(parseParams('{"mode": "async"}').mode).toEqual({ kind: "async", expires_in_s: 86_400 });
+    expect(parseParams('{"mode": "async", "expires_in_s": 604800}').mode).toMatchObject({ expires_in_s: 604_800 });
+    expect(parseParams('{"mode": "async", "expires_in_s": 1}').mode).toMatchObject({ expires_in_s: 1 });
+    for (const wrong of ["0", "604801", "1.5", '"60"', "-1", "1e999"]) {
+      expect(() => parseParams(`{"mode": "async", "expires_in_s": ${wrong}}`)).toThrow(
+        /^params.expires_in_s: expected an integer from 1 to 604800 \(seconds\), got /,
+      );
+    }
+    // A synchronous call has a deadline of its own.
+    for (const mode of ['"mode": "sync", ', ""]) {
+      expect(() => parseParams(`{${mode}"expires_in_s": 60}`)).toThrow(
+        'params.expires_in_s: expected it together with mode "async" alone, got 60',
+      );
+    }
+  });
+
+  test("a webhook's URL is taken in either mode, as it was written", () => {
+    expect(parseParams('{"webhook_url": "https://example.com/a?b"}').webhook_url).toBe("https://example.com/a?b");
+    expect(parseParams('{"mode": "async", "webhook_url": "https://example.com"}').webhook_url).toBe(
+      "https://example.com",
+    );
+    for (const wrong of ["5", '""', '"https://example.com/\\u0000"', '"https://\\ud800.example"', '"https://a b"']) {
+      expect(() => parseParams(`{"webhook_url": ${wrong}}`)).toThrow(/^params.webhook_url: expected a URL in visible/);
+    }
   });
 
   test("refuses wrong types by name", () => {

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { PredictJob } from "#contract/jobs.ts";
+import { ASYNC_RUN_MAX_MS } from "#contract/limits.ts";
 import type { Database } from "#platform/database.ts";
 import { markDispatched, predictJobOf, readBacklog, readInFlight } from "#rollouts/dispatch.ts";
 import { type Leadership, tryLead } from "#rollouts/leader.ts";
@@ -77,6 +78,25 @@ test("a leader whose term is over dispatches nothing", async () => {
   expect(await markDispatched(db, leader.epoch - 1n, [rollout.id])).toEqual([]);
   expect(await markDispatched(db, leader.epoch + 1n, [rollout.id])).toEqual([]);
   expect(await markDispatched(db, leader.epoch, [rollout.id])).toHaveLength(1);
+});
+
+test("what nobody waits for gets time to run when it is dispatched, and keeps what is more; a caller's patience is as it was", async () => {
+  const key = await newCustomer(db);
+  const soon = new Date(Date.now() + 10_000);
+  const late = new Date(Date.now() + 24 * 3_600_000);
+  const [patient, hurried, waitedFor] = [
+    await accept(db, key, { deadline_at: late }),
+    await accept(db, key, { deadline_at: soon }),
+    await accept(db, key, { deadline_at: soon, waiter_id: "gateway_test" }),
+  ];
+  const ids = [patient.id, hurried.id, waitedFor.id];
+  const marked = new Map((await markDispatched(db, leader.epoch, ids)).map((row) => [row.id, row]));
+  expect(marked.get(patient.id)?.deadline_at).toEqual(late);
+  expect(marked.get(waitedFor.id)?.deadline_at).toEqual(soon);
+  const run = marked.get(hurried.id);
+  expect((run?.deadline_at.getTime() ?? 0) - (run?.dispatched_at?.getTime() ?? 0)).toBe(ASYNC_RUN_MAX_MS);
+  // Its worker is told the same.
+  expect(run && predictJobOf(run).deadline_ms).toBe(run?.deadline_at.getTime());
 });
 
 test("the job carries references and the debited mils, and is valid on the wire", async () => {

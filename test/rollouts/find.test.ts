@@ -36,7 +36,13 @@ test("a paid video that did not arrive is found by its payload for 15 minutes, u
   const now = new Date();
   const find = (at = now): ReturnType<typeof findUndelivered> => findUndelivered(db, key.customer_id, payload, 1, at);
 
-  const rollout = await accept(db, key, { fingerprint: payload });
+  const unattended = await accept(db, key, { fingerprint: payload });
+  await dispatch(db, unattended.id);
+  await settle(db, unattended.id, 1, succeeded());
+  expect(await find()).toBeNull(); // it is fetched by id, so that it cannot get lost on its way
+  expect(await hasUndelivered(db, key.customer_id, now)).toBe(false);
+
+  const rollout = await accept(db, key, { fingerprint: payload, waiter_id: "gateway_test" });
   expect(await find()).toBeNull(); // still running
   await dispatch(db, rollout.id);
   await settle(db, rollout.id, 1, succeeded());
@@ -60,7 +66,7 @@ test("a paid video that did not arrive is found by its payload for 15 minutes, u
 test("a refunded rollout is never given away as undelivered", async () => {
   const key = await newCustomer(db);
   const payload = fingerprint("failed payload");
-  const rollout = await accept(db, key, { fingerprint: payload });
+  const rollout = await accept(db, key, { fingerprint: payload, waiter_id: "gateway_test" });
   await settle(db, rollout.id, null, failed());
   expect(await findUndelivered(db, key.customer_id, payload, 1, new Date())).toBeNull();
 });

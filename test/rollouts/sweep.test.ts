@@ -116,5 +116,7 @@ test("tells which blobs have an owner", async () => {
   const key = await newCustomer(db);
   const { id } = await accept(db, key);
   await dispatch(db, id);
-  expect(await readOwners(db, [id, "rollout_00"])).toEqual([{ id, status: "dispatched", attempt: 1, result: null }]);
+  expect(await readOwners(db, [id, "rollout_00"])).toEqual([
+    { id, status: "dispatched", attempt: 1, result: null, files_deleted_at: null },
+  ]);
 });

@@ -9,7 +9,8 @@ const id = `rollout_${"ab".repeat(16)}` as RolloutId;
 const video = (attempt: number, run = "one"): string => blobKeys.video(id, attempt, run, 0);
 const timings = { engine_wall_ms: 1, fetch_ms: 1, encode_ms: 1, total_ms: 3 };
 /** Of a rollout that succeeded, run "one" of its last attempt was settled. */
-const row = (status: RolloutStatus, attempt: number) => ({
+const row = (status: RolloutStatus, attempt: number, files_deleted_at: Date | null = null) => ({
+  files_deleted_at,
   id,
   status,
   attempt,
@@ -27,6 +28,7 @@ test.each<[string, string, ReturnType<typeof row> | undefined, boolean]>([
   ["the result of an attempt that did not win", blobKeys.result(id, 1), row("succeeded", 2), true],
   ["a video of the same attempt's other run", video(2, "two"), row("succeeded", 2), true],
   ["videos of a second run that goes on", video(1, "two"), row("dispatched", 1), false],
+  ["what was written after retention had deleted its files", video(2), row("succeeded", 2, new Date()), true],
   ["attempt 1 is not attempt 10", video(10), row("succeeded", 1), true],
   ["a video that nobody gets", video(1), row("cancelled", 1), true],
 ])("%s", (_name, key, owner, orphan) => {

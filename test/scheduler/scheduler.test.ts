@@ -34,6 +34,7 @@ async function start(holder: string): Promise<{ isLeader(): boolean; stop(): Pro
     blobs,
     models,
     liveWorkers: () => 1,
+    retentionMs: 24 * 3_600_000,
     holder,
     clock: systemClock,
     log: silentLog,

@@ -11,7 +11,7 @@ import { markDispatched, predictJobOf } from "#rollouts/dispatch.ts";
 import { tryLead } from "#rollouts/leader.ts";
 import { renewLease } from "#rollouts/leases.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
-import type { Loop } from "#scheduler/loop.ts";
+import type { Loop } from "#platform/loop.ts";
 import { startSweeper, type SweeperOptions } from "#scheduler/sweep/sweeper.ts";
 
 import { eventually } from "../queue/test-queue.ts";
@@ -100,6 +100,34 @@ test("the scheduler died between commit and add: the job is added again under th
   const job = await predictQueue(fixture.queues, MODEL).find(jobIdOf(rollout.id, 1));
   expect(job?.data).toEqual(predictJobOf(rollout));
   expect(await fixture.read(rollout.id)).toMatchObject({ status: "dispatched", attempt: 1 });
+});
+
+test("what nobody waits for is left to wait for a worker until its time is over, then expired and taken out of the queue", async () => {
+  const { db } = fixture.database;
+  const { id } = await accept(db, fixture.key, { lane: "bulk", deadline_at: new Date(Date.now() + 500) });
+  const [rollout] = await markDispatched(db, epoch, [id]);
+  if (!rollout) throw new Error("not dispatched");
+  const queue = predictQueue(fixture.queues, MODEL);
+  await queue.add(jobIdOf(id, 1), predictJobOf(rollout));
+  // Later than its caller wanted it to have begun, and it has: only no worker is free.
+  let now = Date.now() + 60_000;
+  sweep({ clock: { now: () => now } });
+  await db.query("UPDATE rollouts SET sweep_at = now() WHERE id = $1", [id]);
+  await eventually(async () => ((await fixture.read(id)).sweep_at?.getTime() ?? 0) > Date.now());
+  expect((await fixture.read(id)).status).toBe("dispatched");
+
+  now = rollout.deadline_at.getTime() + 16_000; // and the time that a worker has to report
+  expect(await ended(id)).toMatchObject({ status: "expired", refunded_mils: rollout.charge_mils });
+  await eventually(async () => (await queue.find(jobIdOf(id, 1))) === null);
+});
+
+test("what nobody came to run expires at its deadline, refunded, and its idempotency key is free", async () => {
+  const { db } = fixture.database;
+  const overrides = { lane: "bulk", idempotency_key: "expires", deadline_at: new Date(Date.now() + 300) } as const;
+  const { id, charge_mils } = await accept(db, fixture.key, overrides);
+  sweep();
+  expect(await ended(id)).toMatchObject({ status: "expired", refunded_mils: charge_mils });
+  expect(await db.query("SELECT FROM idempotency_keys WHERE key = 'expires'")).toEqual([]);
 });
 
 test("a job that waits for a worker is left alone", async () => {

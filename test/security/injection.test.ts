@@ -115,6 +115,15 @@ const FIELDS: Record<string, (text: string) => Promise<LightMyRequestResponse>> 
   "a key with SQL in it": (text) =>
     t.app.inject({ url: "/v1/billing/balance", headers: { authorization: `Bearer dre_${visible(text)}` } }),
   "a rollout's id": (text) => get(`/v1/rollouts/${inPath(text)}`),
+  "a rollout's id, to cancel": (text) =>
+    t.app.inject({ method: "POST", url: `/v1/rollouts/${inPath(text)}/cancel`, headers: headers() }),
+  "a rollout's wait": (text) => get(`/v1/rollouts/rollout_${"0".repeat(32)}?wait=${inPath(text)}`),
+  "rollouts: after": (text) => get(`/v1/rollouts?after=${inPath(text)}`),
+  "rollouts: status": (text) => get(`/v1/rollouts?status=${inPath(text)}`),
+  "rollouts: model": (text) => get(`/v1/rollouts?model=${inPath(text)}`),
+  "rollouts: dataset": (text) => get(`/v1/rollouts?dataset=${inPath(text)}`),
+  "rollouts: created_after": (text) => get(`/v1/rollouts?created_after=${inPath(text)}`),
+  "params.expires_in_s": (text) => rollout(JSON.stringify({ mode: "async", expires_in_s: text })),
   "a video's id": (text) => get(`/v1/rollouts/${inPath(text)}/video?candidate=0&expires=99&signature=00`),
   "a video's signature": (text) =>
     get(`/v1/rollouts/rollout_${"0".repeat(32)}/video?candidate=0&expires=99&signature=${inPath(text)}`),

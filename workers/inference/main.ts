@@ -3,10 +3,8 @@
  * it ends, and whoever started it starts another. A parent with an IPC channel is told when it is warm.
  */
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 
-import { blobUrlOf } from "#blobs/blob-url.ts";
-import { createFsBlobs } from "#blobs/fs.ts";
+import { openBlobs } from "#blobs/open-blobs.ts";
 import { BundleError, loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { type Config, ConfigError, readConfig } from "#platform/config.ts";
@@ -50,6 +48,7 @@ async function main(config: Config, log: Log): Promise<number> {
     ready: () => state.ready,
   });
   const ffmpegPath = await findFfmpeg(config.FFMPEG_PATH);
+  const blobs = await openBlobs(config, systemClock);
   const bundleDir = join(config.MODELS_DIR, model);
   const engine = await startEngine({ bundleDir, manifest, providers: config.ORT_PROVIDERS, runTimeoutMs, log });
 
@@ -59,7 +58,6 @@ async function main(config: Config, log: Log): Promise<number> {
     migrate: false,
     log,
   });
-  const blobs = createFsBlobs(fileURLToPath(blobUrlOf(config)));
   const metrics = createWorkerMetrics(registry, model, engine);
   const worker = await startInferenceWorker({
     manifest,

@@ -1,69 +1,161 @@
-/** `dream-engine predict`: one rollout through the HTTP API, as any customer would. */
-import { readFile, writeFile } from "node:fs/promises";
+/**
+ * `dream-engine predict`: one rollout through the HTTP API, as any customer would. It is submitted as an asynchronous one
+ * and then waited for: a connection that breaks costs nothing, and there is progress to show.
+ */
+import { randomUUID } from "node:crypto";
+import { readFile } from "node:fs/promises";
 
 import type { Command } from "commander";
 
+import { mils, usdText } from "#contract/mils.ts";
 import { readConfig } from "#platform/config.ts";
 
-import { dream } from "../customer.ts";
-import { findRunningServer } from "../running-server.ts";
+import { createForm, uploadOf } from "../api/multipart.ts";
+import { RolloutReply } from "../api/replies.ts";
+import { wireJsonText } from "../api/wire-json.ts";
+import { type Bar, createBar } from "../bars.ts";
+import { frameSheet } from "../contact-sheet.ts";
+import {
+  type Customer,
+  type CustomerOptions,
+  endsUsageErrors,
+  openCustomer,
+  parseNumber,
+  parseSeed,
+  withCustomer,
+} from "../customer-options.ts";
+import { interruptible } from "../interrupt.ts";
+import { errorText, saveVideos } from "../rollouts/save.ts";
+import { exitCodeOf, stateText, untilDone } from "../rollouts/wait.ts";
 import { UserError } from "../user-error.ts";
 
-interface PredictOptions {
+interface PredictOptions extends CustomerOptions {
   readonly frame: string;
   readonly actions: string;
   readonly out: string;
-  readonly url?: string;
-  readonly key?: string;
-  readonly seed: string;
-  readonly numSteps?: string;
-  readonly guidance?: string;
+  readonly seed: bigint;
+  readonly numSteps?: number;
+  readonly guidance?: number;
   readonly prompt?: string;
   readonly model?: string;
+  readonly idempotencyKey?: string;
+  readonly webhookUrl?: string;
+  readonly async?: true;
+  readonly contactSheet?: string;
 }
 
 export function addPredict(program: Command): void {
-  program
-    .command("predict")
-    .description("dream one rollout through the HTTP API and save the video")
-    .requiredOption("--frame <file>", "start frame, PNG or JPEG")
-    .requiredOption("--actions <file>", "actions, .npy of shape (T, action_dim)")
-    .option("--out <file>", "where the video goes", "rollout.mp4")
-    .option("--url <url>", "base URL; default: the server that runs on DATA_DIR, else PUBLIC_URL")
-    .option("--key <key>", "API key (a process list shows it: DREAM_API_KEY in the environment is better)")
-    .option("--seed <number>", "seed", "0")
-    .option("--num-steps <number>", "denoising steps")
-    .option("--guidance <number>", "guidance scale")
-    .option("--prompt <text>", "prompt")
-    .option("--model <slug>", "model")
-    .action(predict);
+  withCustomer(
+    endsUsageErrors(program.command("predict"))
+      .description("dream one rollout through the HTTP API and save the video")
+      .requiredOption("--frame <file>", "start frame, PNG or JPEG")
+      .requiredOption("--actions <file>", "actions, .npy of shape (T, action_dim)")
+      .option("--out <file>", "where the video goes", "rollout.mp4")
+      .option("--seed <number>", "seed", parseSeed, 0n)
+      .option("--num-steps <number>", "denoising steps", parseNumber)
+      .option("--guidance <number>", "guidance scale", parseNumber)
+      .option("--prompt <text>", "prompt")
+      .option("--model <slug>", "model")
+      .option("--async", "print the rollout's id and do not wait for it (rollouts wait|save)")
+      .option("--webhook-url <url>", "is told when it has ended")
+      .option(
+        "--idempotency-key <key>",
+        "the same key and inputs give the same rollout, charged once; default: a new one",
+      )
+      .option("--contact-sheet <png>", "also an image of frames of the video"),
+    { waits: true },
+  ).action(predict);
 }
 
 async function predict(options: PredictOptions): Promise<void> {
-  const url = options.url ?? (await defaultUrl());
   const [frame, actions] = await Promise.all([read(options.frame), read(options.actions)]);
-  const optional = {
+  const customer = await openCustomer(options);
+  let rollout: RolloutReply | null = null;
+
+  await interruptible(
+    async (signal) => {
+      const startedMs = performance.now();
+      rollout = await submit(customer, options, { frame, actions }, signal);
+      if (options.async) {
+        customer.out.document(rollout);
+        if (!customer.out.json) customer.out.say(rollout.id);
+        return;
+      }
+      process.stderr.write(`submitted ${rollout.id}; Ctrl-C cancels it\n`);
+      const done = await withBar(customer, rollout.id, signal);
+      if (done.status !== "succeeded") {
+        customer.out.document(done);
+        process.exitCode = exitCodeOf([done]);
+        process.stderr.write(`${done.id} is ${done.status}${errorText(done)}; it cost nothing (${done.request_id})\n`);
+        return;
+      }
+      const [video = options.out] = await saveVideos(customer, done, options.out, signal);
+      const totalMs = performance.now() - startedMs;
+      if (options.contactSheet !== undefined) {
+        await frameSheet(readConfig(process.env).FFMPEG_PATH, video, done.frames, options.contactSheet);
+      }
+      customer.out.document({ ...done, file: video, contact_sheet: options.contactSheet ?? null });
+      if (!customer.out.json) customer.out.say(summary(done, video, totalMs));
+    },
+    () => cancelled(customer, rollout),
+  );
+}
+
+async function submit(
+  { api }: Customer,
+  options: PredictOptions,
+  { frame, actions }: { frame: Buffer; actions: Buffer },
+  signal: AbortSignal,
+): Promise<RolloutReply> {
+  const params = {
+    mode: "async",
+    seed: options.seed,
     num_steps: options.numSteps,
     guidance: options.guidance,
     prompt: options.prompt,
     model: options.model,
+    webhook_url: options.webhookUrl,
   };
-  const fields: Record<string, string> = { seed: options.seed };
-  for (const [name, value] of Object.entries(optional)) if (value !== undefined) fields[name] = value;
-
-  const apiKey = options.key ?? process.env["DREAM_API_KEY"] ?? null;
-  const reply = await dream({ url: url.replace(/\/+$/, ""), apiKey, frame, actions, fields });
-  await writeFile(options.out, reply.video);
-  console.log(
-    `${options.out}: ${reply.frames} frames, $${reply.chargeUsd}, engine ${reply.engineWallMs.toFixed(0)} ms, ` +
-      `total ${reply.totalMs.toFixed(0)} ms (${reply.requestId})`,
-  );
+  const form = createForm([
+    ["params", wireJsonText(params)],
+    ["start_frame", uploadOf("start_frame.png", "image/png", frame)],
+    ["actions", uploadOf("actions.npy", "application/octet-stream", actions)],
+  ]);
+  const idempotencyKey = options.idempotencyKey ?? `cli-${randomUUID()}`;
+  return api.post("/v1/rollouts", RolloutReply, { form, idempotencyKey, signal });
 }
 
-async function defaultUrl(): Promise<string> {
-  const config = readConfig(process.env);
-  const server = await findRunningServer(config.DATA_DIR);
-  return server?.url ?? config.PUBLIC_URL ?? `http://${config.HOST}:${config.PORT}`;
+async function withBar({ api }: Customer, id: string, signal: AbortSignal): Promise<RolloutReply> {
+  let bar: Bar | undefined;
+  try {
+    return await untilDone(api, id, {
+      signal,
+      onLook(rollout) {
+        bar ??= createBar("  dreaming {bar} {value}/{total} frames  {text}", rollout.frames_total);
+        bar.update(rollout.frames_done ?? 0, stateText(rollout));
+      },
+    });
+  } finally {
+    bar?.stop();
+  }
+}
+
+/** Whoever interrupts a call does not want its video; what was asked for with --async stays. */
+async function cancelled({ api }: Customer, rollout: RolloutReply | null): Promise<string> {
+  if (rollout === null) return "Interrupted before the server had answered; `rollouts list` tells whether it came in.";
+  try {
+    const { status } = await api.post(`/v1/rollouts/${rollout.id}/cancel`, RolloutReply);
+    return `Interrupted; ${rollout.id} is ${status}.`;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    return `Interrupted; ${rollout.id} could not be cancelled: ${reason}`;
+  }
+}
+
+function summary(done: RolloutReply, file: string, totalMs: number): string {
+  const cost = usdText(mils(done.cost_mils));
+  const engine = done.engine_wall_ms === null ? "" : `engine ${done.engine_wall_ms.toFixed(0)} ms, `;
+  return `${file}: ${done.frames} frames, $${cost}, ${engine}total ${totalMs.toFixed(0)} ms (${done.id}, ${done.request_id})`;
 }
 
 async function read(file: string): Promise<Buffer> {

@@ -7,6 +7,7 @@ import { createStripe } from "#billing/stripe.ts";
 import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
+import { retentionMsOf } from "#rollouts/retention.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
 
 import { openBlobs, openShared, runRole } from "../context.ts";
@@ -25,6 +26,7 @@ export function addScheduler(program: Command): void {
           blobs: await openBlobs(config),
           models: await loadManifests(config.MODELS_DIR),
           liveWorkers: () => null,
+          retentionMs: retentionMsOf(config),
           holder: `${hostname()} ${process.pid}`,
           clock: systemClock,
           log,

@@ -11,6 +11,20 @@ interface Fields {
   readonly properties: Readonly<Record<string, { readonly type: "string" | "integer" }>>;
 }
 
+/** Of a body with other types in it: its fields' names alone. Throws ApiError(invalid_input). */
+export function onlyFields({ properties }: { readonly properties: object }): preValidationAsyncHookHandler {
+  const names = Object.keys(properties).join(", ");
+  return async ({ body }) => {
+    if (typeof body !== "object" || body === null || Array.isArray(body)) {
+      throw new ApiError("invalid_input", `body: expected an object with ${names}, got ${shown(body ?? null)}`);
+    }
+    const unknown = Object.keys(body).find((field) => !Object.hasOwn(properties, field));
+    if (unknown !== undefined) {
+      throw new ApiError("invalid_input", `body.${unknown.slice(0, 60)}: there is no such field, expected ${names}`);
+    }
+  };
+}
+
 /** Runs before the schema's check, which goes on with lengths and what is required. Throws ApiError(invalid_input). */
 export function knownFields({ properties }: Fields): preValidationAsyncHookHandler {
   const names = Object.keys(properties).join(", ");

@@ -8,6 +8,7 @@ import { ApiError } from "#contract/errors.ts";
 import { BODY_BYTES_MAX, CANDIDATES_MAX } from "#contract/limits.ts";
 
 import type { ByteBudget } from "./byte-budget.ts";
+import { formError, partsOf } from "./parts.ts";
 
 /** A text field, decoded; `params` is the largest, and a prompt with its JSON escapes fits many times over. */
 const TEXT_BYTES_MAX = 16 * 1024;
@@ -88,14 +89,14 @@ async function readParts(
 ): Promise<Parts> {
   const parts = new Map<string, [Buffer, ...Buffer[]]>();
   try {
-    const options = {
-      // Every part is a stream of bytes, so that limits and UTF-8 are ours to check, whatever a part calls itself.
-      isPartAFile: () => true,
-      throwFileSizeLimit: false,
-      limits: { parts: PARTS_MAX, files: PARTS_MAX, fieldNameSize: PART_NAME_BYTES_MAX, fileSize: BODY_BYTES_MAX + 1 },
+    // Every part is a stream of bytes, so that limits and UTF-8 are ours to check.
+    const limits = {
+      parts: PARTS_MAX,
+      files: PARTS_MAX,
+      fieldNameSize: PART_NAME_BYTES_MAX,
+      fileSize: BODY_BYTES_MAX + 1,
     };
-    for await (const part of request.parts(options)) {
-      if (part.type !== "file") continue; // none is, see isPartAFile
+    for await (const part of partsOf(request, limits)) {
       const name = part.fieldname;
       if (!known.includes(name)) {
         throw new ApiError("invalid_input", `${JSON.stringify(name)}: unknown part; expected ${known.join(", ")}`);
@@ -114,22 +115,9 @@ async function readParts(
     // What still arrives is read and dropped, so that the caller gets to see the answer.
     request.raw.unpipe();
     request.raw.resume();
-    throw formError(error);
+    throw formError(error, PARTS_MAX);
   }
   return parts;
-}
-
-/** What @fastify/multipart and busboy throw, in our words. */
-function formError(error: unknown): ApiError {
-  if (error instanceof ApiError) return error;
-  if (error instanceof Error && "code" in error) {
-    if (error.code === "FST_PARTS_LIMIT" || error.code === "FST_FILES_LIMIT") {
-      return new ApiError("invalid_input", `expected at most ${PARTS_MAX} parts in the form`);
-    }
-    if (error.code === "FST_PROTO_VIOLATION") return new ApiError("invalid_input", "a part has a forbidden name");
-  }
-  const reason = error instanceof Error ? error.message : String(error);
-  return new ApiError("invalid_request", `expected a complete multipart/form-data body: ${reason}`, { cause: error });
 }
 
 export function bodyTooLarge(bytesMax = BODY_BYTES_MAX): ApiError {
@@ -137,9 +125,10 @@ export function bodyTooLarge(bytesMax = BODY_BYTES_MAX): ApiError {
   return new ApiError("payload_too_large", `expected a body of at most ${limit}`);
 }
 
-function decodeText(body: Buffer, name: string): string {
-  if (body.length > TEXT_BYTES_MAX) {
-    throw new ApiError("invalid_input", `${name}: expected at most ${TEXT_BYTES_MAX} bytes, got ${body.length}`);
+/** Throws ApiError(invalid_input) on more than `bytesMax`, and on what is not UTF-8. */
+export function decodeText(body: Buffer, name: string, bytesMax = TEXT_BYTES_MAX): string {
+  if (body.length > bytesMax) {
+    throw new ApiError("invalid_input", `${name}: expected at most ${bytesMax} bytes, got ${body.length}`);
   }
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(body);

@@ -1,6 +1,7 @@
 /**
- * Cancelling a rollout whose caller is not waiting any more: settled and refunded in full, its work taken back. One at a
- * time for each customer: whose calls all end at once must not have every connection wait for one account.
+ * Cancelling a rollout that nobody waits for any more, or that its owner does not want: settled and refunded in full, its
+ * work taken back, and whoever waits for it told. One at a time for each customer: whose calls all end at once must not
+ * have every connection wait for one account.
  */
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -41,6 +42,7 @@ export async function cancel(parts: CancelParts, { id, customer_id }: Unwanted):
   if (settled && rollout) {
     parts.money.moved("refund", rollout.refunded_mils);
     await withdraw(parts, rollout);
+    await parts.queues.signals.publish({ kind: "finished", rollout_id: id });
   }
   return rollout;
 }

@@ -84,6 +84,15 @@ async function whileStored<T>(rollout: Rollout, send: () => Promise<T>): Promise
     return await send();
   } catch (error) {
     if (!(error instanceof BlobNotFound)) throw error;
+    if (rollout.files_deleted_at) {
+      throw new ApiError(
+        "video_expired",
+        `the video of ${rollout.id} was deleted when its time was over (expires_at)`,
+        {
+          cause: error,
+        },
+      );
+    }
     throw new ApiError("rollout_lost", `the video of ${rollout.id} is not stored any more`, { cause: error });
   }
 }

@@ -5,6 +5,8 @@ import { Type } from "typebox";
 import { ApiError } from "#contract/errors.ts";
 import {
   ACTIONS_PER_ROLLOUT_MAX,
+  ASYNC_EXPIRES_S_DEFAULT,
+  ASYNC_EXPIRES_S_MAX,
   CANDIDATES_MAX,
   GUIDANCE_MAX,
   GUIDANCE_MIN,
@@ -47,8 +49,11 @@ export const RolloutForm = Type.Object({
   actions: ActionsFile,
   params: Type.Optional(
     Type.String({
-      description: "JSON text: {model, seed, num_steps, guidance, prompt}; score, mode and webhook_url come later.",
-      examples: ['{"seed": 7}'],
+      description:
+        "JSON text: {model, seed, num_steps, guidance, prompt, mode, expires_in_s, webhook_url}; score comes later. " +
+        'mode "async" answers 202 at once; expires_in_s is then how long the rollout may wait for its start ' +
+        `(1 to ${ASYNC_EXPIRES_S_MAX} seconds, else ${ASYNC_EXPIRES_S_DEFAULT}). webhook_url is told of its end.`,
+      examples: ['{"seed": 7}', '{"mode": "async", "expires_in_s": 3600}'],
     }),
   ),
 });

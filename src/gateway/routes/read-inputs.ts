@@ -4,6 +4,7 @@ import type { FastifyRequest } from "fastify";
 import { ApiError } from "#contract/errors.ts";
 import { ACTIONS_PER_ROLLOUT_MAX, CANDIDATES_MAX } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import { checkOutboundUrl } from "#platform/outbound.ts";
 
 import { withForm } from "../input/multipart.ts";
 import { type Actions, parseActions } from "#inputs/npy.ts";
@@ -11,7 +12,7 @@ import { parseParams, samplingParams } from "#inputs/params.ts";
 import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
 import { requestIdOf } from "../plugins/request-id.ts";
-import type { PredictCall } from "../predict/predict.ts";
+import type { PredictCall } from "../predict/submit.ts";
 import type { RouteParts } from "../route-parts.ts";
 import { idempotencyKeyOf } from "./forms.ts";
 
@@ -34,7 +35,7 @@ export async function readCall(
   };
 }
 
-type Inputs = Pick<PredictCall, "model" | "params" | "candidates" | "frame">;
+type Inputs = Pick<PredictCall, "model" | "params" | "candidates" | "frame" | "mode" | "webhook_url">;
 
 function readPredictForm(
   request: FastifyRequest,
@@ -57,22 +58,25 @@ function readPredictForm(
     );
     const candidates = parseCandidates(form.files("actions"), model.manifest);
     const frame = await normaliseFrame(form.file("frame"), model.manifest.shapes, "frame");
-    return { model, params, candidates, frame };
+    return { model, params, candidates, frame, mode: { kind: "sync" }, webhook_url: null };
   });
 }
 
 function readRolloutForm(
   request: FastifyRequest,
-  { models, baseModel, budget, normaliseFrame }: RouteParts,
+  { config, models, baseModel, budget, normaliseFrame }: RouteParts,
 ): Promise<Inputs> {
   const shape = { once: ["start_frame", "actions"], repeated: [], texts: ["params"] } as const;
   return withForm(request, shape, budget, async (form) => {
-    const { model: named, ...requested } = parseParams(form.text("params"));
+    const { model: named, mode, webhook_url, ...requested } = parseParams(form.text("params"));
+    if (webhook_url !== null) {
+      checkOutboundUrl(webhook_url, "params.webhook_url", config.OUTBOUND_PRIVATE === "on");
+    }
     const model = models.ofRequest(named, baseModel(request));
     const params = samplingParams(requested, model.manifest);
     const candidates = parseCandidates(form.files("actions"), model.manifest);
     const frame = await normaliseFrame(form.file("start_frame"), model.manifest.shapes, "start_frame");
-    return { model, params, candidates, frame };
+    return { model, params, candidates, frame, mode, webhook_url };
   });
 }
 

@@ -3,14 +3,13 @@ import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
 import type { FastifyInstance } from "fastify";
 import { Type } from "typebox";
 
-import { BlobNotFound } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
 import { parseRolloutId } from "#contract/ids.ts";
-import { findVideoKeys } from "#rollouts/find.ts";
+import { findVideoFiles } from "#rollouts/find.ts";
 import { checkVideoLink } from "#rollouts/signed-url.ts";
 
-import { parseRange } from "../input/range.ts";
 import type { RouteParts } from "../route-parts.ts";
+import { sendVideo } from "./send-video.ts";
 
 const Link = Type.Object({
   candidate: Type.Integer({ minimum: 0 }),
@@ -18,7 +17,8 @@ const Link = Type.Object({
   signature: Type.String({ maxLength: 200 }),
 });
 
-export function addVideoRoute(bare: FastifyInstance, { db, blobs, clock, videoSecret }: RouteParts): void {
+export function addVideoRoute(bare: FastifyInstance, parts: RouteParts): void {
+  const { db, clock, videoSecret } = parts;
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
 
   app.get(
@@ -45,25 +45,14 @@ export function addVideoRoute(bare: FastifyInstance, { db, blobs, clock, videoSe
       const { candidate, expires, signature } = request.query;
       checkVideoLink(videoSecret, { rollout_id, candidate, expires }, signature, clock.now());
 
-      const key = (await findVideoKeys(db, rollout_id))[candidate];
-      const video = key === undefined ? null : await blobs.info(key);
-      if (!video) throw new ApiError("rollout_not_found", "this video is not stored any more");
-      const range = parseRange(request.headers.range, video.bytes);
-      const body = await blobs.stream(video.key, range ?? undefined).catch((error: unknown) => {
-        // Deleted since we looked.
-        if (!(error instanceof BlobNotFound)) throw error;
-        throw new ApiError("rollout_not_found", "this video is not stored any more", { cause: error });
+      const { keys, deleted } = await findVideoFiles(db, rollout_id);
+      if (deleted) throw new ApiError("video_expired", "this video was deleted when its time was over (expires_at)");
+      return sendVideo(parts, request, reply, {
+        key: keys[candidate] ?? null,
+        filename: `${rollout_id}_${candidate}.mp4`,
+        expires,
+        notStored: (cause) => new ApiError("rollout_not_found", "this video is not stored any more", { cause }),
       });
-      reply.headers({
-        "Accept-Ranges": "bytes",
-        "Cache-Control": `private, max-age=${Math.max(0, expires - Math.ceil(clock.now() / 1000))}, immutable`,
-        "Content-Disposition": `inline; filename="${rollout_id}_${candidate}.mp4"`,
-      });
-      if (range) {
-        reply.code(206).header("Content-Range", `bytes ${range.start}-${range.end}/${video.bytes}`);
-      }
-      const bytes = range ? range.end - range.start + 1 : video.bytes;
-      return reply.header("Content-Length", bytes).type("video/mp4").send(body);
     },
   );
 }

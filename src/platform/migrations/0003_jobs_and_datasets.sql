@@ -51,8 +51,17 @@ CREATE TABLE datasets (
   held_mils       bigint NOT NULL DEFAULT 0 CHECK (held_mils >= 0),
   charged_mils    bigint NOT NULL DEFAULT 0 CHECK (charged_mils >= 0),
   refunded_mils   bigint NOT NULL DEFAULT 0 CHECK (refunded_mils BETWEEN 0 AND charged_mils),
+  -- Frames of the row that the balance was too low for, while it is paused for that.
+  needs_frames    integer CHECK (needs_frames >= 1),
+  -- When its owner was last told that credits ran out: money that trickles in must not become a call for each row.
+  told_short_at   timestamptz,
 
-  -- The runner that works on it now, and until when nobody else may.
+  -- How fast rows end: how many did, and in how many seconds, both fading, as of then (src/datasets/pace.ts).
+  pace_rows       double precision NOT NULL DEFAULT 0,
+  pace_s          double precision NOT NULL DEFAULT 0,
+  pace_at         timestamptz,
+
+  -- Who works on it now: a name of that turn alone; and until when nobody else may.
   runner_id       text,
   runner_until    timestamptz,
   -- When it was last worked on: the one that waits longest goes first.
@@ -65,8 +74,11 @@ CREATE TABLE datasets (
   CONSTRAINT datasets_idempotency_key_once UNIQUE (customer_id, idempotency_key)
 );
 CREATE INDEX datasets_customer ON datasets (customer_id, created_at DESC, id DESC);
-CREATE INDEX datasets_to_work_on ON datasets (worked_at) WHERE state IN ('running', 'paused', 'cancelling');
-CREATE INDEX datasets_to_clean ON datasets (coalesce(finished_at, created_at)) WHERE files_deleted_at IS NULL;
+CREATE INDEX datasets_to_work_on ON datasets (worked_at)
+  WHERE state IN ('running', 'cancelling') OR (state = 'paused' AND rows_running > 0);
+CREATE INDEX datasets_short_of_credits ON datasets (customer_id) WHERE pause_reason = 'insufficient_credits';
+CREATE INDEX datasets_unfinished ON datasets (state, pause_reason) WHERE finished_at IS NULL;
+CREATE INDEX datasets_to_clean ON datasets (finished_at) WHERE files_deleted_at IS NULL AND finished_at IS NOT NULL;
 
 CREATE TABLE dataset_rows (
   dataset_id     text NOT NULL REFERENCES datasets,
@@ -106,6 +118,28 @@ CREATE TABLE dataset_rows (
 );
 CREATE UNIQUE INDEX dataset_rows_id ON dataset_rows (dataset_id, row_id) WHERE state <> 'invalid';
 CREATE INDEX dataset_rows_state ON dataset_rows (dataset_id, state, n);
+-- What a runner takes up next. Without it, statistics of a time when most rows were pending make the planner walk the
+-- primary key past all that have ended.
+CREATE INDEX dataset_rows_pending ON dataset_rows (dataset_id, n) WHERE state = 'pending';
+
+-- What an archive holds, while it comes in: its rows are made of it at the end, in whatever order the entries came. Empty
+-- again once the dataset is received or rejected.
+CREATE TABLE dataset_files (
+  dataset_id    text NOT NULL REFERENCES datasets,
+  -- Its place in the archive; the `n` of its blob (blobKeys.datasetInput).
+  entry         integer NOT NULL CHECK (entry >= 1),
+  name          text NOT NULL,
+  -- The name without folders and extension: what makes a pair.
+  stem          text NOT NULL,
+  part          text NOT NULL CHECK (part IN ('frame', 'actions')),
+  num_actions   integer CHECK (num_actions >= 1),
+  error_code    text,
+  error_message text,
+  PRIMARY KEY (dataset_id, entry),
+  CHECK ((error_code IS NULL) = (error_message IS NULL))
+);
+CREATE INDEX dataset_files_stem ON dataset_files (dataset_id, stem, entry);
+CREATE INDEX dataset_files_name ON dataset_files (dataset_id, name);
 
 -- A frame or actions that many rows of datasets may name.
 CREATE TABLE uploads (
@@ -133,6 +167,10 @@ ALTER TABLE rollouts
 DROP INDEX rollouts_customer;
 CREATE INDEX rollouts_listed ON rollouts (customer_id, created_at DESC, id DESC) WHERE dataset_id IS NULL;
 CREATE INDEX rollouts_of_dataset ON rollouts (dataset_id, created_at DESC, id DESC) WHERE dataset_id IS NOT NULL;
+-- Redelivery is for whoever waited; a night's work that nobody waited for must not be looked through.
+DROP INDEX rollouts_undelivered;
+CREATE INDEX rollouts_undelivered ON rollouts (customer_id, fingerprint, finished_at)
+  WHERE status = 'succeeded' AND delivered_at IS NULL AND waiter_id IS NOT NULL;
 CREATE INDEX rollouts_to_clean ON rollouts (finished_at) WHERE finished_at IS NOT NULL AND files_deleted_at IS NULL;
 
 -- Webhooks -----------------------------------------------------------------------------------------------------------
@@ -175,18 +213,38 @@ CREATE TABLE webhook_deliveries (
   event           text NOT NULL,
   rollout_id      text REFERENCES rollouts,
   dataset_id      text REFERENCES datasets,
+  -- Host and port of the url, by which senders share themselves out; cut, because an index entry has a limit.
+  receiver        text COLLATE "C" NOT NULL
+                  GENERATED ALWAYS AS (coalesce(left(lower(substring(url FROM '^[A-Za-z]+://([^/?#]+)')), 100), '?')) STORED,
   state           text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'delivered', 'failed')),
+  -- Why it failed, in words for its owner.
+  reason          text,
+  -- Begun ones: the number says which sender's word counts (src/webhooks/deliveries.ts).
   attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+  -- Attempts that the schedule of retries does not count: from before a resend, or broken off by us.
+  uncounted       integer NOT NULL DEFAULT 0 CHECK (uncounted BETWEEN 0 AND attempts),
+  -- While a sender has it in hand, the end of its claim.
   next_attempt_at timestamptz NOT NULL DEFAULT now(),
-  -- A sender has it in hand until then.
   claimed_until   timestamptz,
+  -- Asked for while a sender had it in hand: goes out once more afterwards.
+  resend          boolean NOT NULL DEFAULT false,
   created_at      timestamptz NOT NULL DEFAULT now(),
   finished_at     timestamptz,
-  CHECK (num_nonnulls(rollout_id, dataset_id) <= 1),
-  CHECK ((state = 'pending') = (finished_at IS NULL))
+  CHECK (num_nonnulls(rollout_id, dataset_id) = 1),
+  CHECK ((state = 'pending') = (finished_at IS NULL)),
+  CHECK ((state = 'failed') = (reason IS NOT NULL))
 );
-CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_attempt_at) WHERE state = 'pending';
+-- A rollout ends once, so each receiver hears of it once.
+CREATE UNIQUE INDEX webhook_deliveries_once ON webhook_deliveries (rollout_id, endpoint_id) NULLS NOT DISTINCT
+  WHERE rollout_id IS NOT NULL;
+CREATE INDEX webhook_deliveries_due ON webhook_deliveries (customer_id, receiver, next_attempt_at)
+  WHERE state = 'pending';
+CREATE INDEX webhook_deliveries_oldest ON webhook_deliveries (next_attempt_at) WHERE state = 'pending';
 CREATE INDEX webhook_deliveries_customer ON webhook_deliveries (customer_id, created_at DESC, id DESC);
+CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (customer_id, created_at DESC, id DESC)
+  WHERE state = 'failed';
+CREATE INDEX webhook_deliveries_endpoint ON webhook_deliveries (endpoint_id, created_at DESC, id DESC)
+  WHERE endpoint_id IS NOT NULL;
 CREATE INDEX webhook_deliveries_age ON webhook_deliveries (created_at);
 
 CREATE TABLE webhook_attempts (

@@ -15,8 +15,6 @@ import type { Service } from "#platform/lifecycle.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { settle } from "#rollouts/settle.ts";
 
-import { dispatch } from "#test/support/ledger.ts";
-
 export type Fate = "succeed" | "hang" | "hang dispatched" | "expire" | { readonly fail: FailureCode };
 
 export interface ScriptedWorker extends Service {
@@ -68,6 +66,16 @@ export async function startScriptedWorker(parts: {
     await queues.signals.publish({ kind: "finished", rollout_id: id });
   }
 
+  /** As a dispatcher does it: false when it was cancelled meanwhile. */
+  async function dispatched(id: RolloutId): Promise<boolean> {
+    const rows = await db.query(
+      `UPDATE rollouts SET status = 'dispatched', attempt = attempt + 1, dispatched_at = now(), sweep_at = now()
+        WHERE id = $1 AND status = 'queued' RETURNING id`,
+      [id],
+    );
+    return rows.length > 0;
+  }
+
   async function take(row: QueuedRow): Promise<void> {
     const { fate } = worker;
     worker.taken.push(row.id);
@@ -75,7 +83,7 @@ export async function startScriptedWorker(parts: {
       hanging.push(row);
       return;
     }
-    await dispatch(db, row.id);
+    if (!(await dispatched(row.id))) return;
     const running = { ...row, attempt: row.attempt + 1 };
     if (fate === "hang dispatched") hanging.push(running);
     else if (fate === "succeed") await succeed(running);
@@ -115,7 +123,7 @@ export async function startScriptedWorker(parts: {
       for (const row of hanging.splice(0)) {
         const [alive] = await db.query(`SELECT FROM rollouts WHERE id = $1 AND finished_at IS NULL`, [row.id]);
         if (!alive) continue; // cancelled meanwhile
-        if (row.attempt === 0) await dispatch(db, row.id);
+        if (row.attempt === 0 && !(await dispatched(row.id))) continue;
         await succeed({ ...row, attempt: Math.max(1, row.attempt) });
       }
     },

@@ -56,7 +56,7 @@ export async function startTestGateway(
   const { db, url } = database;
   const queues = await createPostgresQueues({ url, log: silentLog, migrate: true });
   const blobDir = await mkdtemp(join(tmpdir(), "dream-engine-gateway-"));
-  const blobs = createFsBlobs(blobDir);
+  const blobs = overrides.blobs ?? createFsBlobs(blobDir);
   const bundles = [ARM, PUSHER];
   const pools: Record<string, PoolState> = {};
   const options: GatewayOptions = {
@@ -70,6 +70,8 @@ export async function startTestGateway(
       STRIPE_SECRET_KEY: undefined,
       STRIPE_WEBHOOK_SECRET: undefined,
       STRIPE_API_BASE: undefined,
+      OUTBOUND_PRIVATE: "off",
+      RETENTION_DAYS: 30,
       ...config,
     },
     db: wrapDb(database.as("gateway")),

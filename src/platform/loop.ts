@@ -4,8 +4,8 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 
-import type { Service } from "#platform/lifecycle.ts";
-import type { Log } from "#platform/log.ts";
+import type { Service } from "./lifecycle.ts";
+import type { Log } from "./log.ts";
 
 export interface Loop extends Service {
   wake(): void;

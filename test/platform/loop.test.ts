@@ -2,7 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 
 import { expect, test } from "vitest";
 
-import { startLoop } from "#scheduler/loop.ts";
+import { startLoop } from "#platform/loop.ts";
 
 import { eventually } from "../queue/test-queue.ts";
 import { silentLog } from "../support/postgres.ts";

@@ -1,0 +1,103 @@
+/** What the commands read of the API's answers. Everything else in them is passed on as it came. */
+import { type Static, type TSchema, Type } from "typebox";
+
+const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
+const Problem = Type.Object({ code: Type.String(), message: Type.String() });
+
+export const RolloutReply = Type.Object({
+  id: Type.String(),
+  model: Type.String(),
+  created: Type.Integer(),
+  status: Type.String(),
+  queue_position: Nullable(Type.Integer()),
+  /** Of one video. */
+  frames: Type.Integer(),
+  frames_done: Nullable(Type.Integer()),
+  frames_total: Type.Integer(),
+  batch_size: Type.Integer(),
+  engine_wall_ms: Nullable(Type.Number()),
+  cost_mils: Type.Integer(),
+  video_urls: Type.Array(Type.String()),
+  request_id: Type.String(),
+  error: Nullable(Problem),
+});
+export type RolloutReply = Static<typeof RolloutReply>;
+
+/** Cursors are ids, or row numbers. */
+const pageOf = <T extends TSchema>(item: T) =>
+  Type.Object({
+    data: Type.Array(item),
+    has_more: Type.Boolean(),
+    next: Type.Optional(Type.Union([Type.String(), Type.Integer(), Type.Null()])),
+  });
+export const RolloutPage = pageOf(RolloutReply);
+
+const BadRow = Type.Object({
+  line: Type.Optional(Nullable(Type.Integer())),
+  n: Type.Optional(Nullable(Type.Integer())),
+  id: Type.Optional(Nullable(Type.String())),
+  code: Type.String(),
+  message: Type.String(),
+});
+export const BadRows = Type.Array(BadRow);
+export type BadRows = Static<typeof BadRows>;
+
+export const DatasetReply = Type.Object({
+  id: Type.String(),
+  name: Nullable(Type.String()),
+  model: Type.String(),
+  state: Type.String(),
+  pause_reason: Nullable(Type.String()),
+  message: Nullable(Type.String()),
+  created: Type.Integer(),
+  started: Nullable(Type.Integer()),
+  finished: Nullable(Type.Integer()),
+  rows: Type.Object({
+    total: Type.Integer(),
+    invalid: Type.Integer(),
+    pending: Type.Integer(),
+    running: Type.Integer(),
+    succeeded: Type.Integer(),
+    failed: Type.Integer(),
+    cancelled: Type.Integer(),
+    expired: Type.Integer(),
+  }),
+  frames: Type.Object({ expected: Type.Integer(), delivered: Type.Integer(), rows_unmeasured: Type.Integer() }),
+  cost: Type.Object({
+    price_mils_per_frame: Type.Integer(),
+    estimated_mils: Type.Integer(),
+    budget_mils: Nullable(Type.Integer()),
+    held_mils: Type.Integer(),
+    refunded_mils: Type.Integer(),
+    spent_mils: Type.Integer(),
+  }),
+  progress: Type.Object({
+    done: Type.Integer(),
+    of: Type.Integer(),
+    rows_per_min: Nullable(Type.Number()),
+    eta_s: Nullable(Type.Number()),
+  }),
+  problems: Type.Optional(BadRows),
+});
+export type DatasetReply = Static<typeof DatasetReply>;
+export const DatasetPage = pageOf(DatasetReply);
+
+export const RowReply = Type.Object({
+  n: Type.Integer(),
+  id: Nullable(Type.String()),
+  state: Type.String(),
+  error: Nullable(Problem),
+  rollout_id: Nullable(Type.String()),
+  request_id: Nullable(Type.String()),
+  frames: Nullable(Type.Integer()),
+  charged_mils: Type.Integer(),
+  refunded_mils: Type.Integer(),
+  engine_wall_ms: Nullable(Type.Number()),
+  video_url: Nullable(Type.String()),
+  video_bytes: Nullable(Type.Integer()),
+});
+export type RowReply = Static<typeof RowReply>;
+export const RowPage = pageOf(RowReply);
+export type Page<T> = { readonly data: T[]; readonly has_more: boolean; readonly next?: string | number | null };
+
+export const BalanceReply = Type.Object({ balance_mils: Type.Integer() });

@@ -1,0 +1,74 @@
+/**
+ * Links to the videos of a dataset's rows that work without a key, for a while: of the blob store itself where it can
+ * sign them (S3), else of the gateway: `/v1/datasets/<id>/video?row=<n>&expires=…&signature=…`.
+ */
+import { createHmac, timingSafeEqual } from "node:crypto";
+
+import type { BlobStore } from "#blobs/blob-store.ts";
+import { ApiError } from "#contract/errors.ts";
+import type { DatasetId } from "#contract/ids.ts";
+import { VIDEO_URL_LIFETIME_MS } from "#contract/limits.ts";
+
+import type { DatasetRow } from "./row.ts";
+
+export interface RowVideo {
+  readonly url: string;
+  /** Epoch seconds. */
+  readonly expires: number;
+}
+
+export interface RowVideoLinks {
+  /** Null where there is no video: it has not succeeded, or `filesDeleted`. `publicUrl` is what our own links begin with. */
+  of(
+    row: Pick<DatasetRow, "dataset_id" | "n" | "row_id" | "video_key">,
+    around: { readonly publicUrl: string; readonly nowMs: number; readonly filesDeleted: boolean },
+  ): Promise<RowVideo | null>;
+}
+
+/** `secret`: the shared secret "video_url". */
+export function createRowVideoLinks({ secret, blobs }: { secret: Buffer; blobs: BlobStore }): RowVideoLinks {
+  return {
+    async of({ dataset_id, n, row_id, video_key }, { publicUrl, nowMs, filesDeleted }) {
+      if (video_key === null || filesDeleted) return null;
+      const expires = Math.floor((nowMs + VIDEO_URL_LIFETIME_MS) / 1000);
+      const signed = await blobs.presignedUrl?.(video_key, {
+        lifetimeMs: VIDEO_URL_LIFETIME_MS,
+        filename: `${row_id}.mp4`,
+      });
+      const link = { dataset_id, n, expires };
+      const signature = signatureOf(secret, link).toString("hex");
+      const own = `${publicUrl}/v1/datasets/${dataset_id}/video?row=${n}&expires=${expires}&signature=${signature}`;
+      return { url: signed ?? own, expires };
+    },
+  };
+}
+
+export interface RowVideoLink {
+  readonly dataset_id: DatasetId;
+  readonly n: number;
+  /** Epoch seconds. */
+  readonly expires: number;
+}
+
+function signatureOf(secret: Buffer, { dataset_id, n, expires }: RowVideoLink): Buffer {
+  return createHmac("sha256", secret).update(`row video\n${dataset_id}\n${n}\n${expires}`).digest();
+}
+
+/** Throws ApiError 403 with the reason; the signature first, so that nothing else of a forged link is believed. */
+export function checkRowVideoLink(secret: Buffer, link: RowVideoLink, signature: string, nowMs: number): void {
+  const expected = signatureOf(secret, link);
+  const given = Buffer.from(signature, "hex");
+  if (given.length !== expected.length || !timingSafeEqual(given, expected)) {
+    throw new ApiError(
+      "video_url_invalid",
+      "the signature does not fit this link; use video_url exactly as it was returned",
+    );
+  }
+  if (link.expires * 1000 <= nowMs) {
+    throw new ApiError(
+      "video_url_expired",
+      `this link expired at ${new Date(link.expires * 1000).toISOString()}; ` +
+        `GET /v1/datasets/${link.dataset_id}/rows with your key gives a new one`,
+    );
+  }
+}

@@ -1,0 +1,59 @@
+/** Videos of datasets' rows by signed link: no key, whole or in ranges, until the link expires. */
+import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
+import type { FastifyInstance } from "fastify";
+import { Type } from "typebox";
+
+import { ApiError } from "#contract/errors.ts";
+import { parseDatasetId } from "#contract/ids.ts";
+import { findRowVideo } from "#datasets/find.ts";
+import { checkRowVideoLink } from "#datasets/row-video-links.ts";
+
+import type { RouteParts } from "../route-parts.ts";
+import { sendVideo } from "./send-video.ts";
+
+const Link = Type.Object({
+  row: Type.Integer({ minimum: 1 }),
+  expires: Type.Integer({ minimum: 0, description: "Epoch seconds." }),
+  signature: Type.String({ maxLength: 200 }),
+});
+
+export function addDatasetVideoRoute(bare: FastifyInstance, parts: RouteParts): void {
+  const { db, clock, videoSecret } = parts;
+  const app = bare.withTypeProvider<TypeBoxTypeProvider>();
+
+  app.get(
+    "/v1/datasets/:id/video",
+    {
+      config: { answers: { 200: "video/mp4", 206: "video/mp4" } },
+      schema: {
+        summary: "The video of a row, by its signed link",
+        tags: ["datasets"],
+        security: [],
+        params: Type.Object({ id: Type.String() }),
+        querystring: Link,
+      },
+      // Its path without what signs it, or with something else: nobody is told more of a link that is not ours.
+      schemaErrorFormatter: () =>
+        new ApiError(
+          "video_url_invalid",
+          "expected a signed link with row, expires and signature; use video_url exactly as it was returned",
+        ),
+    },
+    async (request, reply) => {
+      const dataset_id = parseDatasetId(request.params.id);
+      if (!dataset_id) throw new ApiError("dataset_not_found", "no such dataset");
+      const { row, expires, signature } = request.query;
+      checkRowVideoLink(videoSecret, { dataset_id, n: row, expires }, signature, clock.now());
+      const video = await findRowVideo(db, dataset_id, row);
+      if (video?.deleted) {
+        throw new ApiError("video_expired", "this video was deleted when its time was over (expires_at)");
+      }
+      return sendVideo(parts, request, reply, {
+        key: video?.key ?? null,
+        filename: `${video?.row_id}.mp4`,
+        expires,
+        notStored: (cause) => new ApiError("dataset_not_found", "this video is not stored any more", { cause }),
+      });
+    },
+  );
+}

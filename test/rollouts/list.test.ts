@@ -1,0 +1,244 @@
+/** What a page costs, at a hundred thousand rollouts: rows that it looks at, and the index that leads there. */
+import { randomBytes } from "node:crypto";
+
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+
+import { newDatasetId } from "#contract/ids.ts";
+import { LIST_PAGE_MAX, QUEUE_POSITION_MAX } from "#contract/limits.ts";
+import type { CreatedKey } from "#keys/keys.ts";
+import type { Database, Sql } from "#platform/database.ts";
+import { hasUndelivered, queuePosition } from "#rollouts/find.ts";
+import { listRollouts, LOOKED_AT_MAX, type RolloutFilter } from "#rollouts/list.ts";
+import { paceOf } from "#rollouts/pace.ts";
+import { readOutdated } from "#rollouts/retention.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
+import { accept, newCustomer } from "#test/support/ledger.ts";
+import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
+
+const ROLLOUTS = 100_000;
+/** Each far within the time limit of a statement, on a machine that is busy, too. */
+const COPIES_PER_STATEMENT = 10_000;
+/** One in so many failed. */
+const FAILED_EVERY = 40_000;
+
+let database: TestDatabase;
+let db: Database;
+let key: CreatedKey;
+const dataset = newDatasetId(randomBytes);
+
+/** Columns of a copy: the dataset and row that `first` says, and its end. */
+const ended = (first: string): string =>
+  `${first}, CASE WHEN i % ${FAILED_EVERY} = 0 THEN 'failed' ELSE 'succeeded' END, 1, now() - i * interval '10 ms', 49,
+   CASE WHEN i % ${FAILED_EVERY} = 0 THEN NULL ELSE '{"video_keys": []}'::jsonb END,
+   CASE WHEN i % ${FAILED_EVERY} = 0 THEN 'lost' END, 0::bigint`;
+
+/** The copies name what their original names; looking that up for each would take most of the time. */
+const withoutReferences = (text: string, params: readonly unknown[]): Promise<unknown> =>
+  db.transaction(async (tx) => {
+    await tx.query("SET LOCAL session_replication_role = replica");
+    await tx.query(text, params);
+  });
+
+beforeAll(async () => {
+  database = await createTestDatabase();
+  ({ db } = database);
+  key = await newCustomer(db);
+  const other = await newCustomer(db);
+  await db.query(
+    `INSERT INTO datasets (id, customer_id, key_id, request_id, model, on_invalid, fingerprint)
+     VALUES ($1, $2, $3, 'req_test', 'pusht-small', 'skip', sha256('x'))`,
+    [dataset, key.customer_id, key.key_id],
+  );
+  const model = await accept(db, key, { model: "template" });
+  // A night's worth: of a dataset, of the same customer outside of it, of somebody else, and in the backlog.
+  const copies = async (of: CreatedKey, count: number, own: string): Promise<void> => {
+    for (let from = 1; from <= count; from += COPIES_PER_STATEMENT) {
+      await withoutReferences(
+        `INSERT INTO rollouts (id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
+                               params, fingerprint, price_mils_per_frame, charge_mils, deadline_at, created_at,
+                               dataset_id, dataset_row, status, attempt, finished_at, frames_delivered, result,
+                               error_code, refunded_mils)
+         SELECT 'rollout_' || md5(concat($2::text, series.i, $3::text)), $2, $4, 'req_test', route, 'busy', 'bulk', k,
+                frames, actions_per_candidate, params, fingerprint, price_mils_per_frame, charge_mils, deadline_at,
+                now() - series.i * interval '10 ms', own.*
+           FROM rollouts, generate_series($5::int, $6::int) AS series (i), LATERAL (SELECT ${own}) AS own
+          WHERE id = $1`,
+        [model.id, of.customer_id, own, of.key_id, from, Math.min(count, from + COPIES_PER_STATEMENT - 1)],
+      );
+    }
+  };
+  await copies(key, ROLLOUTS, ended(`'${dataset}'::text, i`));
+  await copies(key, ROLLOUTS, ended("NULL::text, NULL::int"));
+  await copies(
+    other,
+    20 * QUEUE_POSITION_MAX,
+    "NULL::text, NULL::int, 'queued', 0, NULL::timestamptz, NULL::int, NULL::jsonb, NULL::text, 0::bigint",
+  );
+  await db.query("ANALYZE rollouts");
+}, 180_000);
+afterAll(() => database.drop());
+
+interface PlanNode {
+  readonly "Node Type": string;
+  readonly "Index Name"?: string;
+  readonly "Relation Name"?: string;
+  readonly "Actual Rows": number;
+  readonly "Actual Loops": number;
+  readonly "Rows Removed by Filter"?: number;
+  readonly Plans?: readonly PlanNode[];
+}
+
+/** Every node of the plans of all that `run` asks for. */
+async function plansOf(run: (sql: Sql) => Promise<unknown>): Promise<PlanNode[]> {
+  const nodes: PlanNode[] = [];
+  const walk = (node: PlanNode): void => {
+    nodes.push(node);
+    for (const child of node.Plans ?? []) walk(child);
+  };
+  await run({
+    async query<Row>(text: string, params?: readonly unknown[]) {
+      const [row] = await db.query<{ "QUERY PLAN": readonly { Plan: PlanNode }[] }>(
+        `EXPLAIN (ANALYZE, FORMAT JSON) ${text}`,
+        params,
+      );
+      for (const { Plan } of row?.["QUERY PLAN"] ?? []) walk(Plan);
+      return db.query<Row>(text, params);
+    },
+  });
+  return nodes;
+}
+
+/** Rows of `rollouts` that were read, those thrown away included. */
+const rowsRead = (nodes: readonly PlanNode[]): number =>
+  nodes
+    .filter((node) => node["Relation Name"] === "rollouts")
+    .reduce(
+      (sum, node) => sum + (node["Actual Rows"] + (node["Rows Removed by Filter"] ?? 0)) * node["Actual Loops"],
+      0,
+    );
+
+const indexesOf = (nodes: readonly PlanNode[]): string[] => [
+  ...new Set(nodes.flatMap((node) => node["Index Name"] ?? [])),
+];
+
+function expectNoScans(nodes: readonly PlanNode[]): void {
+  expect(nodes.length).toBeGreaterThan(0);
+  expect(nodes.map((node) => node["Node Type"])).not.toContain("Seq Scan");
+  expect(nodes.map((node) => node["Node Type"])).not.toContain("Sort");
+}
+
+const filterOf = (filter: Partial<RolloutFilter> = {}): RolloutFilter => ({
+  customer_id: key.customer_id,
+  dataset_id: null,
+  statuses: null,
+  model: null,
+  created_after: null,
+  created_before: null,
+  ...filter,
+});
+
+describe.each([
+  ["a customer's own", null, "rollouts_listed"],
+  ["a dataset's", dataset, "rollouts_of_dataset"],
+] as const)("a page of %s", (_, dataset_id, index) => {
+  test("at the beginning and far in walks along its index and reads what it gives", async () => {
+    const [middle] = await db.query<Pick<Rollout, "id">>(
+      `SELECT id FROM rollouts WHERE customer_id = $1 AND dataset_id IS NOT DISTINCT FROM $2
+        ORDER BY created_at DESC, id DESC OFFSET ${ROLLOUTS / 2} LIMIT 1`,
+      [key.customer_id, dataset_id],
+    );
+    for (const after of [null, middle?.id ?? null]) {
+      const nodes = await plansOf((sql) =>
+        listRollouts(sql, filterOf({ dataset_id }), { after, limit: LIST_PAGE_MAX }),
+      );
+      expectNoScans(nodes);
+      expect(indexesOf(nodes)).toContain(index);
+      // And one for the cursor.
+      expect(rowsRead(nodes)).toBeLessThanOrEqual(LIST_PAGE_MAX + 2);
+    }
+  });
+
+  test("whose filter lets next to nothing through reads a bounded number of rows, and goes on where it was", async () => {
+    const filter = filterOf({ dataset_id, statuses: ["failed"] });
+    const found: string[] = [];
+    let pages = 0;
+    for (let after: Rollout["id"] | null | undefined; after !== null;) {
+      const cursor = after ?? null;
+      let next: Rollout["id"] | null = null;
+      const nodes = await plansOf(async (sql) => {
+        const page = await listRollouts(sql, filter, { after: cursor, limit: LIST_PAGE_MAX });
+        found.push(...page.rollouts.map(({ id }) => id));
+        ({ next } = page);
+      });
+      after = next;
+      expectNoScans(nodes);
+      // Once for the page and once for where the next one begins.
+      expect(rowsRead(nodes)).toBeLessThanOrEqual(2 * LOOKED_AT_MAX + 2);
+      pages += 1;
+    }
+    expect(new Set(found).size).toBe(Math.floor(ROLLOUTS / FAILED_EVERY));
+    expect(found).toHaveLength(Math.floor(ROLLOUTS / FAILED_EVERY));
+    expect(pages).toBeLessThanOrEqual(Math.ceil((ROLLOUTS + 1) / LOOKED_AT_MAX) + 1);
+  });
+});
+
+test("pages of a filter at a bound that it hits in the middle neither lose nor repeat anything", async () => {
+  const filter = filterOf({
+    dataset_id: dataset,
+    created_after: new Date(Date.now() - 4_000_000),
+    statuses: ["failed"],
+  });
+  for (const lookedAtMax of [1_000, 39_999, 40_000, 40_001]) {
+    const found: string[] = [];
+    for (let after: Rollout["id"] | null = null; ;) {
+      const page = await listRollouts(db, filter, { after, limit: 1, lookedAtMax });
+      found.push(...page.rollouts.map(({ id }) => id));
+      after = page.next;
+      if (after === null) break;
+    }
+    expect(found).toHaveLength(2);
+    expect(new Set(found).size).toBe(2);
+  }
+});
+
+test("a time window begins where it begins, not at the newest", async () => {
+  const before = new Date(Date.now() - 600_000);
+  const nodes = await plansOf((sql) =>
+    listRollouts(sql, filterOf({ created_before: before }), { after: null, limit: 20 }),
+  );
+  expectNoScans(nodes);
+  expect(rowsRead(nodes)).toBeLessThanOrEqual(22);
+});
+
+test("a place in a long queue is counted up to a bound, along the backlog's index", async () => {
+  const end = async (order: "ASC" | "DESC"): Promise<Pick<Rollout, "id" | "model"> | undefined> => {
+    const [row] = await db.query<Pick<Rollout, "id" | "model">>(
+      `SELECT id, model FROM rollouts WHERE model = 'busy' AND status = 'queued'
+        ORDER BY created_at ${order}, id ${order} LIMIT 1`,
+    );
+    return row;
+  };
+  const [first, last] = [await end("ASC"), await end("DESC")];
+  if (!first || !last) throw new Error("no backlog");
+  expect(await queuePosition(db, first)).toBe(1);
+  expect(await queuePosition(db, last)).toBe(QUEUE_POSITION_MAX);
+  const nodes = await plansOf((sql) => queuePosition(sql, last));
+  expectNoScans(nodes);
+  expect(indexesOf(nodes)).toContain("rollouts_backlog");
+  expect(rowsRead(nodes)).toBeLessThanOrEqual(QUEUE_POSITION_MAX + 1);
+});
+
+test("what looks for undelivered videos, the pace and outdated files does not read a night's work", async () => {
+  for (const run of [
+    (sql: Sql) => hasUndelivered(sql, key.customer_id, new Date()),
+    (sql: Sql) => readOutdated(sql, new Date(Date.now() - 3_600_000), 100),
+  ]) {
+    const nodes = await plansOf(run);
+    expectNoScans(nodes);
+    expect(rowsRead(nodes)).toBeLessThanOrEqual(100);
+  }
+  // Of one model among all that ended within a minute.
+  const nodes = await plansOf((sql) => paceOf(sql, "busy"));
+  expectNoScans(nodes);
+  expect(rowsRead(nodes)).toBeLessThanOrEqual(501);
+});
