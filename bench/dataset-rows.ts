@@ -6,7 +6,7 @@
  *   take up, prepare inputs, pay and queue, dispatch, settle, collect
  *                 the runner's, dispatcher's and settlement's own functions, in this process, on small cycles of rows at the
  *                 beginning, in the middle and at the end of each dataset; the rows between are passed over in SQL, with
- *                 the rollouts that they had. The engine is not there: its result is given at once.
+ *                 the rollouts that they had, and a VACUUM after it. The engine is not there: its result is given at once.
  *   page of rows  GET /v1/datasets/{id}/rows?limit=1000 at the same three places
  *   results       GET /v1/datasets/{id}/results of all rows, as JSONL with a link a row
  *   finish        the runner's writing of JSONL and Parquet into the blob store

@@ -13,6 +13,7 @@ import { systemClock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import { createOutbound } from "#platform/outbound.ts";
 import type { Log } from "#platform/log.ts";
+import { createSlots } from "#platform/slots.ts";
 import { markDispatched, readBacklog, readInFlight } from "#rollouts/dispatch.ts";
 import { tryLead } from "#rollouts/leader.ts";
 import { settle } from "#rollouts/settle.ts";
@@ -62,6 +63,7 @@ export async function startCycles(options: {
     blobs,
     outbound: createOutbound({ allowPrivate: true }),
     retryDelaysMs: [],
+    large: createSlots(1),
     normaliseFrame: createFrameNormaliser(),
     clock: systemClock,
     random: randomBytes,
@@ -112,7 +114,7 @@ export async function startCycles(options: {
     let collected = 0;
     await timed("collect", async () => {
       while (collected < rows) {
-        const states = await collectFinished(turn, collectParts);
+        const states = await collectFinished(turn, collectParts, new Map());
         if (!states || states.length === 0) throw new Error(`${collected} of ${rows} rows were collected`);
         collected += states.length;
       }

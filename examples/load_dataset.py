@@ -5,12 +5,13 @@
 
 FOLDER is what the server keeps for a dataset (or a copy of it, by `dream-engine datasets download` or `aws s3 sync`):
 
-    metadata.parquet     one record a row, also of rows that failed
-    metadata.jsonl       the same as JSON lines
+    results.parquet      one record a row, also of rows that failed
+    results.jsonl        the same as JSON lines
+    metadata.parquet     the records of the rows that succeeded
     videos/<row_id>.mp4  one a row that succeeded; `file_name` in the record leads to it
 
-With one of the two metadata files alone, the Hugging Face `datasets` library takes the folder, too. Nothing is fetched
-over the network.
+The Hugging Face `datasets` library takes the folder, too: load_dataset("videofolder", data_dir=FOLDER). Nothing is
+fetched over the network.
 """
 
 import json
@@ -21,10 +22,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 
+SHOWN = 10
+
+
+def rest(table, what: str) -> None:
+    """Says how many there are beyond those shown."""
+    more = table.num_rows - SHOWN
+    if more > 0:
+        print(f"… and {more} {what}{'' if more == 1 else 's'} more")
+
+
 def load(folder: Path):
-    """The table of results, and that of the rows with a video, with the path of each in the column `video`."""
-    table = pq.read_table(folder / "metadata.parquet")
-    done = table.filter(pc.equal(table["status"], "succeeded"))
+    """The table of all rows, and that of the rows with a video, with the path of each in the column `video`."""
+    table = pq.read_table(folder / "results.parquet")
+    done = pq.read_table(folder / "metadata.parquet")
     videos = [str(folder / name) for name in done["file_name"].to_pylist()]
     return table, done.append_column("video", [videos])
 
@@ -39,16 +50,20 @@ def main() -> None:
     charged = (pc.sum(table["charged_mils"]).as_py() or 0) - (pc.sum(table["refunded_mils"]).as_py() or 0)
     print(f"{pc.sum(done['frames']).as_py() or 0} frames for ${charged / 10_000:.4f}")
 
-    for record in table.filter(pc.is_valid(table["error_code"])).to_pylist():
+    wrong = table.filter(pc.is_valid(table["error_code"]))
+    for record in wrong.slice(0, SHOWN).to_pylist():
         print(f"row {record['n']}: {record['status']}: {record['error_code']}: {record['error_message']}")
+    rest(wrong, "row")
 
     # From here on it is yours: decode `video`, join on `row_id`, train.
-    for record in done.to_pylist():
+    for index, record in enumerate(done.to_pylist()):
         video = Path(record["video"])
         if video.stat().st_size != record["video_bytes"]:
             sys.exit(f"{video} has {video.stat().st_size} bytes, the results say {record['video_bytes']}")
-        metadata = json.loads(record["metadata"])
-        print(f"{record['row_id']}: {video} seed {record['seed']} {metadata}")
+        if index < SHOWN:
+            metadata = json.loads(record["metadata"])
+            print(f"{record['row_id']}: {video} seed {record['seed']} {metadata}")
+    rest(done, "video")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 /**
- * Datasets: files whose time is over, and those that stopped coming in. Every blob of a dataset is under its id, and its
+ * Datasets: files whose time is over, and those that stopped coming in. Every blob of a dataset is below its id, and its
  * row is there before the first of them and never goes, so there are no others to look for.
  */
+import { datasetPrefixes } from "#contract/jobs.ts";
 import { markDatasetFilesDeleted, readDatasetsToClean, rejectAbandoned } from "#datasets/retention.ts";
 
 import type { JanitorOptions } from "./janitor.ts";
@@ -28,7 +29,7 @@ export async function cleanDatasets(
   const due = { ended: new Date(now - retentionMs), rejected: new Date(now - ORPHAN_AGE_MS_MIN) };
   let deleted = 0;
   for (const id of await readDatasetsToClean(db, due, DATASETS_PER_ROUND_MAX)) {
-    const keys = await firstBlobs(options, `datasets/${id}/`, blobsMax - deleted);
+    const keys = await firstBlobs(options, datasetPrefixes(id), blobsMax - deleted);
     for (let at = 0; at < keys.length; at += DELETES_AT_ONCE) {
       if (signal.aborted) return deleted;
       await Promise.all(keys.slice(at, at + DELETES_AT_ONCE).map((key) => options.blobs.delete(key)));
@@ -42,11 +43,13 @@ export async function cleanDatasets(
   return deleted;
 }
 
-async function firstBlobs({ blobs }: CleanOptions, prefix: string, limit: number): Promise<string[]> {
+async function firstBlobs({ blobs }: CleanOptions, prefixes: readonly string[], limit: number): Promise<string[]> {
   const keys: string[] = [];
-  for await (const { key } of blobs.list(prefix)) {
-    if (keys.length >= limit) break;
-    keys.push(key);
+  for (const prefix of prefixes) {
+    for await (const { key } of blobs.list(prefix)) {
+      if (keys.length >= limit) return keys;
+      keys.push(key);
+    }
   }
   return keys;
 }

@@ -69,6 +69,9 @@ export async function deleteOrphans(
   for (const [id, keys] of keysOf) {
     for (const key of keys.filter((key) => isOrphan(key, owners.get(id)))) {
       if (signal.aborted) return deleted;
+      // A row of a dataset that could not be paid has its inputs written again, under the same keys, when it can.
+      const blob = await blobs.info(key);
+      if (blob === null || blob.modified_ms > oldest) continue;
       await blobs.delete(key);
       deleted += 1;
     }

@@ -9,6 +9,8 @@ import type { JobState } from "#queue/job-queue.ts";
 export interface Facts {
   readonly now_ms: number;
   readonly deadline_ms: number;
+  /** When it must have begun; null where that does not matter (any more). */
+  readonly start_by_ms: number | null;
   /** Null when there is no such job: never added, or done and removed. */
   readonly predict: JobState | null;
   /** Null when there is none that can be read. */
@@ -29,8 +31,13 @@ export type Action =
 export const DEADLINE_SLACK_MS = 15_000;
 
 /** True when the predict job alone decides: there is no need to look further. */
-export function isInHand({ predict, now_ms, deadline_ms }: Pick<Facts, "predict" | "now_ms" | "deadline_ms">): boolean {
-  return isLive(predict) && now_ms < deadline_ms + DEADLINE_SLACK_MS;
+export function isInHand(facts: Omit<Facts, "settlement" | "result">): boolean {
+  return isLive(facts.predict) && facts.now_ms < facts.deadline_ms + DEADLINE_SLACK_MS && !isTooLateToBegin(facts);
+}
+
+/** No worker has it, and none may begin it now. */
+function isTooLateToBegin({ predict, now_ms, start_by_ms }: Omit<Facts, "settlement" | "result">): boolean {
+  return predict !== "active" && start_by_ms !== null && now_ms >= start_by_ms;
 }
 
 export function decide(facts: Facts): Action {
@@ -47,8 +54,9 @@ export function decide(facts: Facts): Action {
   if (facts.result) return { kind: "settle", outcome: { kind: "succeeded", result: facts.result }, cancel };
   if (facts.predict === "failed")
     return settleFailed("engine_failed", "the engine failed on it, or its worker died twice");
-  if (!overdue) return { kind: "add_again" };
-  return cancel
+  const tooLate = isTooLateToBegin(facts);
+  if (!overdue && !tooLate) return { kind: "add_again" };
+  return cancel || !overdue
     ? { kind: "settle", outcome: { kind: "expired" }, cancel }
     : settleFailed("lost", "it was lost on its way and its deadline has passed");
 }
@@ -66,9 +74,9 @@ const LOOK_EVERY_MS_MIN = 5_000;
 const LOOK_EVERY_MS_MAX = 60_000;
 const LOOK_PER_AGE = 0.25;
 
-/** Epoch ms of the next look; never later than the moment when the deadline decides. */
-export function lookAgainAt(nowMs: number, dispatchedMs: number, deadlineMs: number): number {
+/** Epoch ms of the next look; never later than a moment that decides: when it must have begun, and the deadline. */
+export function lookAgainAt(nowMs: number, dispatchedMs: number, deadlineMs: number, startByMs: number | null): number {
   const pause = Math.min(LOOK_EVERY_MS_MAX, Math.max(LOOK_EVERY_MS_MIN, (nowMs - dispatchedMs) * LOOK_PER_AGE));
-  const decisive = deadlineMs + DEADLINE_SLACK_MS;
+  const decisive = startByMs !== null && nowMs < startByMs ? startByMs : deadlineMs + DEADLINE_SLACK_MS;
   return nowMs < decisive ? Math.min(nowMs + pause, decisive) : nowMs + LOOK_EVERY_MS_MIN;
 }

@@ -125,9 +125,10 @@ async function lookAt(rollout: Rollout, options: SweeperOptions): Promise<Action
 /** In the order that the policy relies on: predict job, settlement job, result. */
 async function gatherFacts(rollout: Rollout, { queues, blobs, clock, log }: SweeperOptions): Promise<Facts> {
   const jobId = jobIdOf(rollout.id, rollout.attempt);
-  const timing = { now_ms: clock.now(), deadline_ms: rollout.deadline_at.getTime() };
   const predictJob = await within(LOOK_TIMEOUT_MS, "find predict job", predictQueue(queues, rollout.model).find(jobId));
   const predict = predictJob?.state ?? null;
+  const start_by_ms = predictJob?.data?.alone ? null : (rollout.start_by?.getTime() ?? null); // alone: it has run before
+  const timing = { now_ms: clock.now(), deadline_ms: rollout.deadline_at.getTime(), start_by_ms };
   if (isInHand({ predict, ...timing })) return { predict, ...timing, settlement: null, result: null };
 
   const job = await within(LOOK_TIMEOUT_MS, "find settlement job", settlementQueue(queues).find(jobId));
@@ -167,8 +168,10 @@ async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, l
     const added = predictQueue(queues, rollout.model).add(jobId, predictJobOf(rollout), { priority });
     await within(LOOK_TIMEOUT_MS, "add predict job", added);
   }
-  const dispatchedMs = (rollout.dispatched_at ?? rollout.created_at).getTime();
-  await postpone(tx, rollout.id, new Date(lookAgainAt(clock.now(), dispatchedMs, rollout.deadline_at.getTime())));
+  const { dispatched_at, created_at, deadline_at, start_by } = rollout;
+  const dispatchedMs = (dispatched_at ?? created_at).getTime();
+  const again = lookAgainAt(clock.now(), dispatchedMs, deadline_at.getTime(), start_by && start_by.getTime());
+  await postpone(tx, rollout.id, new Date(again));
   return mils(0);
 }
 

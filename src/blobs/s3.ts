@@ -23,7 +23,6 @@ import type { Clock } from "#platform/clock.ts";
 
 import { type ByteRange, checkedKey, checkPrefix, checkRange, isBlobKey } from "./blob-key.ts";
 import { BlobNotFound, type BlobStore } from "./blob-store.ts";
-import { signS3Link } from "./s3-link.ts";
 
 export interface S3Options {
   readonly bucket: string;
@@ -65,7 +64,6 @@ export function createS3Blobs(options: S3Options): BlobStore {
   const client = createClient(options, options.endpoint);
   const signer = publicEndpoint === undefined ? client : createClient(options, publicEndpoint ?? undefined);
   const root = prefix === "" ? "" : `${prefix}/`;
-  let linkBase: Promise<string> | undefined;
   const at = (key: string): { Bucket: string; Key: string } => ({ Bucket: bucket, Key: root + checkedKey(key) });
 
   async function openBody(key: string, range?: ByteRange, etag?: string): Promise<OpenBody> {
@@ -110,14 +108,6 @@ export function createS3Blobs(options: S3Options): BlobStore {
         ({ body } = await openBody(key, { start: start + received, end: start + bytes - 1 }, etag));
       }
     }
-  }
-
-  /** What comes before the key in every link; the SDK knows the hosts of all regions. */
-  async function baseOfLinks(): Promise<string> {
-    const { origin, pathname } = new URL(
-      await getSignedUrl(signer, new GetObjectCommand({ Bucket: bucket, Key: "x" }), { expiresIn: 1 }),
-    );
-    return origin + pathname.slice(0, -1);
   }
 
   async function put(key: string, body: Uint8Array): Promise<void> {
@@ -210,18 +200,13 @@ export function createS3Blobs(options: S3Options): BlobStore {
       const credentials = await signer.config.credentials();
       // The link would end with the credentials that signed it.
       if (credentials.expiration && credentials.expiration.getTime() < clock.now() + lifetimeMs) return null;
-      return signS3Link({
-        url: (await (linkBase ??= baseOfLinks())) + at(key).Key,
-        region: await signer.config.region(),
-        credentials,
-        signedAtMs: clock.now(),
-        lifetimeS: Math.floor(lifetimeMs / 1000),
-        query: {
-          "response-content-type": "video/mp4",
-          "response-content-disposition": `inline; filename="${filename}"`,
-          "x-id": "GetObject", // the SDK's links have it, too
-        },
+      const command = new GetObjectCommand({
+        ...at(key),
+        ResponseContentType: "video/mp4",
+        ResponseContentDisposition: `inline; filename="${filename}"`,
       });
+      const expiresIn = Math.floor(lifetimeMs / 1000);
+      return getSignedUrl(signer, command, { expiresIn, signingDate: new Date(clock.now()) });
     },
   };
 }

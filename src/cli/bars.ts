@@ -1,6 +1,8 @@
 /** Progress bars on stderr where somebody watches, and nothing elsewhere. */
 import cliProgress from "cli-progress";
 
+import { visible } from "./output.ts";
+
 export interface Bar {
   update(value: number, text?: string): void;
   stop(): void;
@@ -17,7 +19,7 @@ export function createBar(format: string, total: number): Bar {
   );
   bar.start(total, 0, { text: "" });
   return {
-    update: (value, text) => bar.update(value, text === undefined ? {} : { text }),
+    update: (value, text) => bar.update(value, text === undefined ? {} : { text: visible(text) }),
     stop: () => bar.stop(),
   };
 }
@@ -32,7 +34,10 @@ export function createBars(format: string): { of(name: string, total: number): B
   return {
     of(name, total) {
       const bar = bars.create(total, 0, { name, text: "" });
-      return { update: (value, text) => bar.update(value, text === undefined ? {} : { text }), stop: () => bar.stop() };
+      return {
+        update: (value, text) => bar.update(value, text === undefined ? {} : { text: visible(text) }),
+        stop: () => bar.stop(),
+      };
     },
     stop: () => bars.stop(),
   };

@@ -95,7 +95,8 @@ async function framesOf(ffmpeg: string, video: string, picked: readonly number[]
   const filter = `select=${select},setpts=N/FRAME_RATE/TB,${scale},${pad}`;
   const output = ["-map", "0:v", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
   const frameBytes = TILE_PX * TILE_PX * 3;
-  const { stdout } = await run(ffmpeg, ["-v", "error", "-i", video, "-vf", filter, ...output], {
+  // As mp4, whatever is in it: of other formats some name further files and addresses to read.
+  const { stdout } = await run(ffmpeg, ["-v", "error", "-f", "mp4", "-i", video, "-vf", filter, ...output], {
     encoding: "buffer",
     timeout: DECODE_TIMEOUT_MS,
     maxBuffer: frameBytes * (picked.length + 1),

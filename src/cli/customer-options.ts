@@ -4,9 +4,10 @@ import { type Command, InvalidArgumentError } from "commander";
 import { readConfig } from "#platform/config.ts";
 
 import { type Api, createApi } from "./api/client.ts";
+import { ApiProblem } from "./api/problem.ts";
 import { EXIT } from "./exit-codes.ts";
 import { createOutput, type Output } from "./output.ts";
-import { findRunningServer } from "./running-server.ts";
+import { findRunningServer, notedServer } from "./running-server.ts";
 
 export interface CustomerOptions {
   readonly url?: string;
@@ -41,10 +42,10 @@ export function withCustomer(command: Command, { waits = false } = {}): Command 
 
 export async function openCustomer(options: CustomerOptions): Promise<Customer> {
   const out = createOutput(options.json === true);
-  const url = (options.url ?? (await defaultUrl())).replace(/\/+$/, "");
+  const { url } = options;
   const patienceMs = (options.giveUpAfter ?? PATIENCE_S) * 1_000;
   const api = createApi({
-    url,
+    url: url === undefined ? defaultUrl : withoutSlash(url),
     key: options.key ?? process.env["DREAM_API_KEY"] ?? null,
     patienceMs,
     onRetry: ({ message }) => process.stderr.write(`${message} Trying again …\n`),
@@ -57,10 +58,19 @@ export function endsUsageErrors(command: Command): Command {
   return command.exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? EXIT.done : EXIT.usage));
 }
 
+const withoutSlash = (url: string): string => url.replace(/\/+$/, "");
+
+/** Throws ApiProblem, which is tried again, where the server of DATA_DIR is known to be away. */
 async function defaultUrl(): Promise<string> {
-  const config = readConfig(process.env);
-  const server = await findRunningServer(config.DATA_DIR);
-  return server?.url ?? config.PUBLIC_URL ?? `http://${config.HOST}:${config.PORT}`;
+  const { DATA_DIR, PUBLIC_URL, HOST, PORT } = readConfig(process.env);
+  const server = await findRunningServer(DATA_DIR);
+  if (server) return withoutSlash(server.url);
+  if (PUBLIC_URL !== undefined) return withoutSlash(PUBLIC_URL);
+  // It was killed, and whoever listens at the default address is somebody else: the key is not for them.
+  const away = await notedServer(DATA_DIR);
+  if (!away) return `http://${HOST}:${PORT}`;
+  const message = `The server of ${DATA_DIR} (last at ${away.url}) does not run. Start it (npm start), or name another by --url.`;
+  throw new ApiProblem(message, { status: null, code: null });
 }
 
 export function parseCount(text: string): number {

@@ -4,6 +4,7 @@ import { Command, Help, type Option } from "commander";
 import { addDatasets } from "./commands/datasets.ts";
 import { addPredict } from "./commands/predict.ts";
 import { addRollouts } from "./commands/rollouts.ts";
+import { endsUsageErrors } from "./customer-options.ts";
 import { endWith } from "./end.ts";
 
 const program = new Command("dream-engine")
@@ -18,6 +19,7 @@ if (!Object.hasOwn(CUSTOMER_COMMANDS, process.argv[2] ?? "")) {
   for (const add of OPERATOR_COMMANDS) add(program);
 }
 for (const add of Object.values(CUSTOMER_COMMANDS)) add(program);
+endsUsageErrors(program); // last: the operator's commands would take it over
 
 /** Commander's own text does not say which options a command cannot do without. */
 function describeOption(option: Option): string {

@@ -1,5 +1,5 @@
 /** Where a customer's command says what: with --json, stdout is for programs alone and people read stderr. */
-import { wireJsonText } from "./api/wire-json.ts";
+import { wireJsonText } from "#contract/wire-json.ts";
 
 export interface Output {
   readonly json: boolean;
@@ -14,14 +14,22 @@ export interface Output {
 export function createOutput(json: boolean): Output {
   return {
     json,
-    say: (text) => (json ? process.stderr : process.stdout).write(`${text}\n`),
+    say: (text) => (json ? process.stderr : process.stdout).write(`${visible(text)}\n`),
     document: (value) => json && process.stdout.write(`${wireJsonText(value, 2)}\n`),
     line: (value) => json && process.stdout.write(`${wireJsonText(value)}\n`),
   };
 }
 
+/**
+ * Text that came from elsewhere, for a terminal: what would move its cursor, change its title or turn text around is shown
+ * as a mark. A row's error repeats what some server answered.
+ */
+export const visible = (text: string): string =>
+  text.replaceAll(/[^\P{Cc}\n]|[\u202A-\u202E\u2066-\u2069]/gu, "\uFFFD");
+
 /** Columns as wide as their widest cell. */
-export function tableText(rows: readonly (readonly string[])[]): string {
+export function tableText(texts: readonly (readonly string[])[]): string {
+  const rows = texts.map((row) => row.map((cell) => visible(cell).replaceAll("\n", " ")));
   const columns = Math.max(0, ...rows.map(({ length }) => length));
   const widths = Array.from({ length: columns }, (_unused, column) =>
     Math.max(...rows.map((row) => row[column]?.length ?? 0)),

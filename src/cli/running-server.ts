@@ -15,6 +15,12 @@ const fileIn = (dataDir: string): string => join(dataDir, "serve.json");
 
 /** The running server, or null when there is none (a note that a killed one left behind does not count). */
 export async function findRunningServer(dataDir: string): Promise<RunningServer | null> {
+  const noted = await notedServer(dataDir);
+  return noted !== null && (await processInfo(noted.pid))?.started === noted.started ? noted : null;
+}
+
+/** The server that wrote the note, whether it still runs or was killed. */
+export async function notedServer(dataDir: string): Promise<RunningServer | null> {
   const text = await readFile(fileIn(dataDir), "utf8").catch(() => null); // no server has run here yet
   if (text === null) return null;
   let value: unknown;
@@ -23,8 +29,7 @@ export async function findRunningServer(dataDir: string): Promise<RunningServer 
   } catch {
     return null; // half-written by a power cut
   }
-  if (!schema.Check(value)) return null;
-  return (await processInfo(value.pid))?.started === value.started ? value : null;
+  return schema.Check(value) ? value : null;
 }
 
 /** Notes this process as the server of the data folder; returns the note's removal. */

@@ -27,8 +27,12 @@ export const PredictJob = Type.Object(
     debited_mils: MilsText,
     /** Epoch ms after which nobody waits any more; the worker gives up by itself. */
     deadline_ms: Type.Integer({ minimum: 0 }),
+    /** Epoch ms after which it is not begun any more; absent where somebody waits for it. */
+    start_by_ms: Type.Optional(Type.Integer({ minimum: 0 })),
     /** Set when an engine fault has hit this job once: it runs in a batch of its own, then is given up. */
     alone: Type.Boolean(),
+    /** It has begun to run alone: when its worker dies now, it was this job. */
+    begun_alone: Type.Optional(Type.Boolean()),
   },
   { additionalProperties: false },
 );
@@ -113,9 +117,19 @@ export const blobKeys = {
   result: (rolloutId: string, attempt: number) => `rollouts/${rolloutId}/${attempt}/result.json`,
   upload: (uploadId: string) => `uploads/${uploadId}`,
   /** Inputs that came with the dataset itself; those of a row's rollout are the rollout's. */
-  datasetInput: (datasetId: string, n: number, part: "frame" | "actions") =>
-    `datasets/${datasetId}/inputs/${n}/${part}`,
-  /** What its owner loads: these keys do not change. */
+  datasetInput: (datasetId: string, n: number, part: "frame" | "actions") => `dataset_inputs/${datasetId}/${n}/${part}`,
+  /**
+   * What its owner loads: these keys do not change, and nothing else is in this folder. Hugging Face's loader takes it as
+   * it is: one file of the name `metadata`, whose records all have their video.
+   */
   datasetVideo: (datasetId: string, rowId: string) => `datasets/${datasetId}/videos/${rowId}.mp4`,
-  datasetResults: (datasetId: string, format: "jsonl" | "parquet") => `datasets/${datasetId}/metadata.${format}`,
+  datasetMetadata: (datasetId: string) => `datasets/${datasetId}/metadata.parquet`,
+  /** A record for every row, those without a video, too. */
+  datasetResults: (datasetId: string, format: "jsonl" | "parquet") => `datasets/${datasetId}/results.${format}`,
 } as const;
+
+/** Everything of a dataset is below one of these. */
+export const datasetPrefixes = (datasetId: string): readonly string[] => [
+  `datasets/${datasetId}/`,
+  `dataset_inputs/${datasetId}/`,
+];

@@ -29,7 +29,7 @@ export const VIDEO_URL_LIFETIME_MS = 3_600_000;
 /** How long an asynchronous rollout may wait for its start, unless it says otherwise (`expires_in_s`). */
 export const ASYNC_EXPIRES_S_DEFAULT = 24 * 3600;
 export const ASYNC_EXPIRES_S_MAX = 7 * 24 * 3600;
-/** From its start; the longest rollout takes a fraction of it, cold start included. */
+/** On top of the latest moment at which it may begin; the longest rollout takes a fraction of it. */
 export const ASYNC_RUN_MAX_MS = 15 * 60_000;
 /** `?wait=` of what can be waited for; below the idle time of the usual proxies. */
 export const LONG_POLL_S_MAX = 50;

@@ -66,15 +66,43 @@ function createUnpackLimit(): { entry(): void; bytes(count: number): void } {
   };
 }
 
+/**
+ * Between a tar's entries: the headers that extend the next one's, such as a long name. All of such a header is read at
+ * once, and global ones are copied for every entry, so that a few kilobytes of compressed fields would hold the process.
+ */
+const EXTENDED_HEADERS_BYTES_MAX = 128 * 1024;
+/** Of one entry; what tars of today write is around ten. */
+const EXTENDED_FIELDS_MAX = 200;
+
+const PIECE_BYTES = 16 * 1024;
+/** A tar is filled up with zeros, some of them by megabytes. */
+const isPadding = (piece: Buffer): boolean => piece.equals(ZEROS.subarray(0, piece.length));
+const ZEROS = Buffer.alloc(PIECE_BYTES);
+
+const overExtended = (): ApiError =>
+  new ApiError(
+    "dataset_rejected",
+    `archive: expected at most ${EXTENDED_FIELDS_MAX} extended fields of an entry, in at most ${EXTENDED_HEADERS_BYTES_MAX} bytes`,
+  );
+
 /** Straight from the caller; nothing of it is kept. */
 export async function* tarEntries(source: AsyncIterable<Buffer>, gzipped: boolean): AsyncGenerator<ArchiveEntry> {
   const limit = createUnpackLimit();
   const what = gzipped ? "gzipped tar" : "tar";
   const extract = tar.extract();
+  /** Came since the last entry was met, and how much of that is its content. */
+  let sinceEntry = 0;
+  let contentBytes = 0;
   async function* counted(unpacked: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
     for await (const chunk of unpacked) {
-      limit.bytes(chunk.length);
-      yield chunk;
+      // In pieces, each asked for when the one before was taken in: an entry in that has been met, or waits for its turn.
+      for (let at = 0; at < chunk.length; at += PIECE_BYTES) {
+        const piece = chunk.subarray(at, at + PIECE_BYTES);
+        limit.bytes(piece.length);
+        if (!isPadding(piece)) sinceEntry += piece.length;
+        if (sinceEntry - contentBytes > EXTENDED_HEADERS_BYTES_MAX) throw overExtended();
+        yield piece;
+      }
     }
   }
   const input = Readable.from(source, { objectMode: false });
@@ -84,6 +112,10 @@ export async function* tarEntries(source: AsyncIterable<Buffer>, gzipped: boolea
     for await (const entry of extract) {
       limit.entry();
       const { name, type, size } = entry.header;
+      sinceEntry = 0;
+      contentBytes = type === "directory" ? 0 : size; // a directory's is not there, whatever it says
+      const { pax } = entry.header as { readonly pax?: object | null }; // its types leave it out
+      if (Object.keys(pax ?? {}).length > EXTENDED_FIELDS_MAX) throw overExtended();
       const isFile = type === "file" || type === "contiguous-file";
       const chunks = (): AsyncIterable<Buffer> => tarChunks(entry as AsyncIterable<Buffer>, what); // of bytes, by its package's documentation
       const problem = isFile

@@ -49,37 +49,48 @@ interface Ended {
   readonly video_bytes: number | null;
 }
 
-/** The states of the rows that were noted, at most one batch; null when the turn is another one's by now. */
-export async function collectFinished(turn: Turn, parts: CollectParts): Promise<readonly Ended["state"][] | null> {
-  const finished = await readFinished(parts.db, turn.dataset_id);
+/** Rows whose video could not be copied, and why. One that never can be must not keep back the others. */
+export type Stuck = Map<number, unknown>;
+
+/**
+ * The states of the rows that were noted, at most one batch; null when the turn is another one's by now. Passes over the
+ * rows that are `stuck`, and adds to them.
+ */
+export async function collectFinished(
+  turn: Turn,
+  parts: CollectParts,
+  stuck: Stuck,
+): Promise<readonly Ended["state"][] | null> {
+  const finished = await readFinished(parts.db, turn.dataset_id, [...stuck.keys()]);
   if (finished.length === 0) return [];
   const slots = createSlots(COPIES_AT_ONCE);
-  const copied = await Promise.allSettled(
+  const copied = await Promise.all(
     finished.map(async (row) => {
       const giveBack = await slots.take();
       try {
         return await endOf(turn.dataset_id, row, parts);
+      } catch (error) {
+        stuck.set(row.n, error);
+        return null;
       } finally {
         giveBack();
       }
     }),
   );
-  const ended = copied.map((each) => {
-    if (each.status === "rejected") throw each.reason;
-    return each.value;
-  });
+  const ended = copied.filter((each) => each !== null);
+  if (ended.length === 0) return [];
   return await parts.db.transaction((tx) => note(tx, turn, ended, parts.clock.now()));
 }
 
-function readFinished(sql: Sql, id: DatasetId): Promise<Finished[]> {
+function readFinished(sql: Sql, id: DatasetId, without: readonly number[]): Promise<Finished[]> {
   return sql.query<Finished>(
     // LIMIT 1 keeps a plan made for a small table from joining whole tables once they are large.
     `SELECT d.n, d.row_id, r.*
-       FROM (SELECT n, row_id, rollout_id FROM dataset_rows WHERE dataset_id = $1 AND state = 'running' ORDER BY n) d,
+       FROM (SELECT n, row_id, rollout_id FROM dataset_rows WHERE dataset_id = $1 AND state = 'running' AND n <> ALL ($2) ORDER BY n) d,
             LATERAL (SELECT id AS rollout_id, status, result, error_code, error_message
                        FROM rollouts WHERE id = d.rollout_id AND finished_at IS NOT NULL LIMIT 1) r
       LIMIT ${COLLECTED_AT_ONCE_MAX}`,
-    [id],
+    [id, without],
   );
 }
 

@@ -10,7 +10,7 @@ import type { Database, Sql } from "#platform/database.ts";
 
 import { type Dataset, DATASET_COLUMNS } from "./dataset.ts";
 import { GO_ON, pauseDataset } from "./pause.ts";
-import { canStep, RETRIED } from "./states.ts";
+import { canStep } from "./states.ts";
 
 /** Who asks; what is said of somebody else's dataset is that there is none. */
 export interface Owner {
@@ -74,20 +74,19 @@ export function cancelByOwner(db: Database, id: DatasetId, owner: Owner): Promis
     if (dataset.state === "cancelling" || dataset.state === "cancelled") return dataset;
     if (!canStep(dataset.state, "cancelling")) throw wrongState(dataset, "cancelled", "ready, running or paused");
     await tx.query(
-      `UPDATE datasets SET state = 'cancelling', pause_reason = NULL, message = NULL, needs_frames = NULL WHERE id = $1`,
+      `UPDATE datasets SET state = 'cancelling', pause_reason = NULL, message = NULL, needs_frames = NULL,
+                           retry_after = NULL
+        WHERE id = $1`,
       [id],
     );
     return await read(tx, id);
   });
 }
 
-/** Rows of one statement, each far below the statement's time limit; all of them are one transaction. */
-const RETRIED_AT_ONCE = 10_000;
-
 /**
- * Rows that failed, expired or were cancelled are pending again. A completed dataset runs again, at the cost of the key
- * that asks; a running one has more to do; a paused one stays paused. `filesDueAt`: the files of what ended before it are
- * being deleted. Throws ApiError: dataset_not_found, wrong_state.
+ * Rows that failed, expired or were cancelled are put back by a runner within moments (retry.ts). A completed dataset runs
+ * again, at the cost of the key that asks; a running one has more to do; a paused one stays paused. `filesDueAt`: the files
+ * of what ended before it are being deleted. Throws ApiError: dataset_not_found, wrong_state.
  */
 export function retryByOwner(db: Database, id: DatasetId, owner: Owner, filesDueAt: Date): Promise<Dataset> {
   return db.transaction(async (tx) => {
@@ -100,39 +99,12 @@ export function retryByOwner(db: Database, id: DatasetId, owner: Owner, filesDue
     if (dataset.rows_failed + dataset.rows_cancelled + dataset.rows_expired === 0) {
       throw new ApiError("wrong_state", "none of its rows failed, expired or was cancelled: there is nothing to retry");
     }
-    for (const state of RETRIED) {
-      while ((await backToPending(tx, id, state)) === RETRIED_AT_ONCE);
-    }
     if (dataset.state === "completed") {
       await tx.query(`UPDATE datasets SET ${GO_ON}, key_id = $2, finished_at = NULL WHERE id = $1`, [id, owner.key_id]);
     }
+    await tx.query("UPDATE datasets SET retry_after = 0 WHERE id = $1", [id]);
     return await read(tx, id);
   });
-}
-
-/** The first of the rows in that state; a range of the index, because a join would look at all rows for each statement. */
-async function backToPending(tx: Sql, id: DatasetId, state: (typeof RETRIED)[number]): Promise<number> {
-  const [moved] = await tx.query<{ rows: number }>(
-    `WITH moved AS (
-       UPDATE dataset_rows
-          SET state = 'pending', error_code = NULL, error_message = NULL, frames = NULL, engine_wall_ms = NULL,
-              finished_at = NULL
-        WHERE dataset_id = $1 AND state = $2
-          AND n <= (SELECT max(n) FROM (SELECT n FROM dataset_rows WHERE dataset_id = $1 AND state = $2
-                                         ORDER BY n LIMIT $3) next)
-       RETURNING n
-     )
-     UPDATE datasets d
-        SET rows_pending = d.rows_pending + m.rows,
-            rows_failed = d.rows_failed - CASE WHEN $2 = 'failed' THEN m.rows ELSE 0 END,
-            rows_cancelled = d.rows_cancelled - CASE WHEN $2 = 'cancelled' THEN m.rows ELSE 0 END,
-            rows_expired = d.rows_expired - CASE WHEN $2 = 'expired' THEN m.rows ELSE 0 END
-       FROM (SELECT count(*)::int AS rows FROM moved) m
-      WHERE d.id = $1
-     RETURNING m.rows`,
-    [id, state, RETRIED_AT_ONCE],
-  );
-  return moved?.rows ?? 0;
 }
 
 async function lockOwned(tx: Sql, id: DatasetId, { customer_id }: Owner): Promise<Dataset> {

@@ -5,6 +5,7 @@
 import type { BlobStore } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId, DatasetId, KeyId, RequestId } from "#contract/ids.ts";
+import { datasetPrefixes } from "#contract/jobs.ts";
 import { DATASET_PROBLEMS_LISTED, IDEMPOTENCY_KEPT_MS } from "#contract/limits.ts";
 import type { Sql } from "#platform/database.ts";
 
@@ -137,5 +138,7 @@ export async function finishReceiving(
 
 /** What came with a rejected dataset; retention would find it, too, later. */
 export async function deleteInputs(blobs: BlobStore, id: DatasetId): Promise<void> {
-  for await (const { key } of blobs.list(`datasets/${id}/`)) await blobs.delete(key);
+  for (const prefix of datasetPrefixes(id)) {
+    for await (const { key } of blobs.list(prefix)) await blobs.delete(key);
+  }
 }

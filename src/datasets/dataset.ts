@@ -36,6 +36,8 @@ export interface Dataset {
   readonly held_mils: Mils;
   readonly charged_mils: Mils;
   readonly refunded_mils: Mils;
+  /** See retry.ts. */
+  readonly retry_after: number | null;
   /** See pace.ts. */
   readonly pace_rows: number;
   readonly pace_s: number;
@@ -47,4 +49,4 @@ export const DATASET_COLUMNS = `
   message, created_at, received_at, started_at, finished_at, files_deleted_at, rows_total, rows_invalid, rows_pending,
   rows_running, rows_succeeded, rows_failed, rows_cancelled, rows_expired, frames_expected, rows_unmeasured,
   frames_delivered, held_mils, charged_mils, refunded_mils,
-  pace_rows, pace_s, pace_at`;
+  retry_after, pace_rows, pace_s, pace_at`;

@@ -11,6 +11,7 @@ import type { Rollout } from "#rollouts/rollout.ts";
 
 import type { Dataset } from "./dataset.ts";
 import { UNMEASURED_ACTIONS } from "./envelope.ts";
+import { storable } from "./json-fields.ts";
 import { type Pause, pauseDataset } from "./pause.ts";
 import { rowsPerSecond } from "./pace.ts";
 import type { Prepared } from "./prepare.ts";
@@ -110,7 +111,10 @@ async function feed(tx: Sql, turn: Turn, prepared: readonly Prepared[]): Promise
   const price = priced?.price ?? 0;
 
   const bad = slice.filter((each) => "code" in each);
-  const good = slice.filter((each) => "rollout" in each);
+  // Somebody may have resumed it with another key since they were prepared: that one pays.
+  const good = slice
+    .filter((each) => "rollout" in each)
+    .map(({ row, rollout }) => ({ row, rollout: { ...rollout, key_id: dataset.key_id } }));
   const { count, cut } = cutToBudget(
     dataset,
     good.map(({ rollout }) => rollout.actions_per_candidate + 1),
@@ -195,9 +199,6 @@ async function markMeasured(
   );
 }
 
-/** As rows hold it. */
-const MESSAGE_CHARS_MAX = 500;
-
 async function markFailed(
   tx: Sql,
   dataset: Dataset,
@@ -218,9 +219,6 @@ async function markFailed(
     [dataset.id, bad.map(({ row }) => row.n), bad.map(({ code }) => code), bad.map(({ message }) => storable(message))],
   );
 }
-
-/** Text that PostgreSQL takes: a message may quote what a server answered. */
-const storable = (text: string): string => text.replaceAll("\0", "").toWellFormed().slice(0, MESSAGE_CHARS_MAX);
 
 /** Why the ledger did not take all of them. */
 async function pauseFor(

@@ -16,7 +16,7 @@ import type { Database } from "#platform/database.ts";
 import { tellWebhooks } from "#webhooks/outbox.ts";
 
 import type { Dataset } from "./dataset.ts";
-import { RESULT_FORMATS, type ResultFormat, resultPages, resultsJsonl } from "./results.ts";
+import { resultPages, resultsJsonl } from "./results.ts";
 import { resultsParquet } from "./results-parquet.ts";
 import { lockMine, type Turn } from "./turn.ts";
 
@@ -25,42 +25,50 @@ export interface FinishParts {
   readonly blobs: BlobStore;
 }
 
-/** Whether there is nothing left to do but to say so. */
-export function isOver({ state, rows_pending, rows_running }: Dataset): boolean {
-  return (state === "running" || state === "cancelling") && rows_pending === 0 && rows_running === 0;
+const ENDS_ITSELF: ReadonlySet<Dataset["state"]> = new Set(["running", "paused", "cancelling"]);
+
+/** Whether there is nothing left to do but to say so. A pause has nothing to hold back then. */
+export function isOver({ state, rows_pending, rows_running, retry_after }: Dataset): boolean {
+  return rows_pending === 0 && rows_running === 0 && retry_after === null && ENDS_ITSELF.has(state);
 }
 
 /** False when it did not end after all: the turn is another one's, or rows are to be run once more. */
 export async function finishDataset(turn: Turn, parts: FinishParts, signal: AbortSignal): Promise<boolean> {
-  for (const format of RESULT_FORMATS) await storeResults(turn.dataset_id, format, parts, signal);
+  await storeResults(turn.dataset_id, parts, signal);
   return await parts.db.transaction(async (tx) => {
     const dataset = await lockMine(tx, turn);
     if (!dataset || !isOver(dataset)) return false;
     const { id: dataset_id, customer_id, webhook_url } = dataset;
     const state = dataset.state === "cancelling" ? "cancelled" : "completed";
-    await tx.query(`UPDATE datasets SET state = $2, finished_at = now(), message = NULL WHERE id = $1`, [
-      dataset_id,
-      state,
-    ]);
+    await tx.query(
+      `UPDATE datasets SET state = $2, finished_at = now(), pause_reason = NULL, needs_frames = NULL, message = NULL
+        WHERE id = $1`,
+      [dataset_id, state],
+    );
     await tellWebhooks(tx, { customer_id, event: `dataset.${state}`, dataset_id, webhook_url });
     return true;
   });
 }
 
-/** A file of any length without holding it: written here first, because a blob is written whole or not at all. */
-async function storeResults(
-  id: DatasetId,
-  format: ResultFormat,
-  { db, blobs }: FinishParts,
-  signal: AbortSignal,
-): Promise<void> {
+/** Files of any length without holding them: written here first, because a blob is written whole or not at all. */
+async function storeResults(id: DatasetId, { db, blobs }: FinishParts, signal: AbortSignal): Promise<void> {
+  const parquet = { withLinks: false };
+  const files = [
+    { key: blobKeys.datasetResults(id, "jsonl"), pieces: resultsJsonl(resultPages(db, id)) },
+    { key: blobKeys.datasetResults(id, "parquet"), pieces: resultsParquet(resultPages(db, id), parquet) },
+    {
+      key: blobKeys.datasetMetadata(id),
+      pieces: resultsParquet(resultPages(db, id, { state: "succeeded" }), parquet),
+    },
+  ];
   const folder = await mkdtemp(join(tmpdir(), "dream-results-"));
   try {
-    const path = join(folder, `metadata.${format}`);
-    const pages = resultPages(db, id);
-    const pieces = format === "jsonl" ? resultsJsonl(pages) : resultsParquet(pages, { withLinks: false });
-    await pipeline(Readable.from(pieces, { objectMode: false }), createWriteStream(path, { mode: 0o600 }), { signal });
-    await blobs.putFile(blobKeys.datasetResults(id, format), path);
+    const path = join(folder, "file");
+    for (const { key, pieces } of files) {
+      const written = createWriteStream(path, { mode: 0o600 });
+      await pipeline(Readable.from(pieces, { objectMode: false }), written, { signal });
+      await blobs.putFile(key, path);
+    }
   } finally {
     await rm(folder, { recursive: true, force: true });
   }

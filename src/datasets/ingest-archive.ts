@@ -28,6 +28,7 @@ import {
 import { addFiles, type ArchiveFile, filesByStem } from "./archive-files.ts";
 import { ingestManifest, type TakeRows } from "./ingest-manifest.ts";
 import { type NewRow, ROWS_AT_ONCE } from "./insert-rows.ts";
+import { storable } from "./json-fields.ts";
 import { type ManifestRules, ROW_ID } from "./manifest-row.ts";
 import { checkInput } from "./row-inputs.ts";
 
@@ -192,7 +193,7 @@ async function storeFile(
 /** Rethrows what is not the file's fault. */
 function badFile(file: EntryPlace, error: unknown): ArchiveFile {
   if (!(error instanceof ApiError) || error.code !== "invalid_input") throw error;
-  const message = `${file.name}: ${error.message}`;
+  const message = storable(`${file.name}: ${error.message}`);
   return { ...file, num_actions: null, error_code: error.code, error_message: message };
 }
 

@@ -8,6 +8,7 @@ import { DATASET_ROWS_MAX } from "#contract/limits.ts";
 import type { SamplingParams } from "#contract/rollout.ts";
 import type { Sql } from "#platform/database.ts";
 
+import { storable } from "./json-fields.ts";
 import type { BadRow } from "./manifest-row.ts";
 import { isBad } from "./manifest-row.ts";
 import type { RowSource } from "./row.ts";
@@ -30,9 +31,6 @@ export interface RowsSoFar {
 
 /** Rows of one statement: large enough that its cost is that of the rows. */
 export const ROWS_AT_ONCE = 500;
-
-/** How much of a reason is kept. */
-const MESSAGE_CHARS_MAX = 500;
 
 const INSERT = `
   WITH held AS MATERIALIZED (
@@ -103,6 +101,3 @@ const tooManyRows = (): ApiError =>
     "dataset_rejected",
     `expected at most ${DATASET_ROWS_MAX} rows, got more; make several datasets of them`,
   );
-
-/** A message may repeat what came in. */
-const storable = (message: string): string => message.replaceAll("\0", "�").slice(0, MESSAGE_CHARS_MAX).toWellFormed();

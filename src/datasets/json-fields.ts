@@ -17,7 +17,7 @@ export function parseFields(text: string, known: readonly string[], where: strin
     }
     if (field !== null) fields[name] = field;
   }
-  if (typeof fields["seed"] === "number") fields["seed"] = seedDigits(text);
+  if (typeof fields["seed"] === "number") fields["seed"] = seedDigits(text, where);
   return fields;
 }
 
@@ -41,14 +41,25 @@ function parseObject(text: string, where: string): object {
 const REASON_CHARS_MAX = 120;
 
 /** As written; of several `seed`s in one object the last counts, as everywhere in JSON. */
-function seedDigits(text: string): string | undefined {
+function seedDigits(text: string, where: string): string | undefined {
   const found: { readonly holder: unknown; readonly source: string }[] = [];
-  // The third argument (ECMAScript "JSON.parse source text access") is not in TypeScript's library yet.
-  const root: unknown = JSON.parse(text, function (this: unknown, key, value: unknown, context?: { source?: string }) {
-    if (key === "seed" && context?.source !== undefined) found.push({ holder: this, source: context.source });
-    return value;
-  } as (this: unknown, key: string, value: unknown) => unknown);
-  return found.findLast(({ holder }) => holder === root)?.source;
+  try {
+    // The third argument (ECMAScript "JSON.parse source text access") is not in TypeScript's library yet.
+    const root: unknown = JSON.parse(text, function (
+      this: unknown,
+      key,
+      value: unknown,
+      context?: { source?: string },
+    ) {
+      if (key === "seed" && context?.source !== undefined) found.push({ holder: this, source: context.source });
+      return value;
+    } as (this: unknown, key: string, value: unknown) => unknown);
+    return found.findLast(({ holder }) => holder === root)?.source;
+  } catch (error) {
+    // The text was parsed before: what is left is the stack, by thousands of brackets within each other.
+    if (!(error instanceof RangeError)) throw error;
+    throw new ApiError("invalid_input", `${where}expected fewer levels of nesting`, { cause: error });
+  }
 }
 
 const METADATA_DEPTH_MAX = 16;
@@ -87,10 +98,27 @@ function checkStorable(value: unknown, where: string, depth: number): void {
 /** What neither PostgreSQL's text nor its JSON takes. */
 export const isStorableText = (text: string): boolean => !text.includes("\0") && text.isWellFormed();
 
+/** How much of a reason is kept. */
+const MESSAGE_CHARS_MAX = 500;
+
+/** A message as it can be stored; it may repeat what came in. */
+export const storable = (message: string): string =>
+  message.replaceAll("\0", "\uFFFD").slice(0, MESSAGE_CHARS_MAX).toWellFormed();
+
 /** How much of a wrong value a message repeats. */
 const SHOWN_CHARS_MAX = 60;
 
 export function shown(value: unknown): string {
-  const text = JSON.stringify(value) ?? String(value);
+  const text = jsonText(value);
   return text.length > SHOWN_CHARS_MAX ? `${text.slice(0, SHOWN_CHARS_MAX)}…` : text;
+}
+
+function jsonText(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value);
+  } catch (error) {
+    // JSON.parse reads nesting of any depth, JSON.stringify has the stack to end it.
+    if (error instanceof RangeError) return "too many levels of nesting";
+    throw error;
+  }
 }

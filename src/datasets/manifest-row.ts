@@ -11,7 +11,7 @@ import { npyOf } from "#inputs/npy-write.ts";
 import { type RequestedParams, samplingParams } from "#inputs/params.ts";
 import { checkOutboundUrl } from "#platform/outbound.ts";
 
-import { type Fields, metadataOf, parseFields, shown } from "./json-fields.ts";
+import { type Fields, isStorableText, metadataOf, parseFields, shown } from "./json-fields.ts";
 import type { Line } from "./line-splitter.ts";
 
 /** An input as the manifest names it. */
@@ -80,8 +80,20 @@ export function parseManifestLine(line: Line, rules: ManifestRules): NamedRow | 
     return namedRow(fields, line.n, row_id, rules);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    return { n: line.n, row_id, code: error.code, message: error.message };
+    return { n: line.n, row_id: row_id ?? idIn(line.bytes), code: error.code, message: error.message };
   }
+}
+
+/** Of a line that is bad before its fields are looked at, one by one; null where it names none that can be one. */
+function idIn(bytes: Buffer): string | null {
+  let line: unknown;
+  try {
+    line = JSON.parse(bytes.toString("utf8"));
+  } catch {
+    return null; // it is bad for that, and has been told so
+  }
+  const id = typeof line === "object" && line !== null && "id" in line ? line.id : null;
+  return typeof id === "string" && ROW_ID.test(id) ? id : null;
 }
 
 function decode(bytes: Buffer): string {
@@ -149,7 +161,7 @@ function namedInput(value: unknown, field: "start_frame" | "actions", rules: Man
     case "base64":
       return { kind: "bytes", bytes: base64Bytes(named, field) };
     case "file":
-      if (rules.filesAllowed && named !== "") return { kind, name: named };
+      if (rules.filesAllowed && named !== "" && isStorableText(named)) return { kind, name: named };
       throw notAnInput(value, field, rules);
     default:
       throw notAnInput(value, field, rules);

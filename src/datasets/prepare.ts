@@ -16,12 +16,14 @@ import { createSlots } from "#platform/slots.ts";
 import type { NewRollout } from "#rollouts/accept.ts";
 
 import type { Dataset } from "./dataset.ts";
-import { fetchInput, type FetchParts } from "./fetch-input.ts";
+import { fetchActions, type FetchParts, withFrame } from "./fetch-input.ts";
 import { rowRolloutId } from "./rollout-id.ts";
 import type { DatasetRow, InputRef } from "./row.ts";
 
 /** Rows of one dataset whose inputs are fetched at once: what a server that hangs can hold of us. */
 const ROWS_AT_ONCE = 8;
+/** Of those whose start frames are large. */
+const LARGE_AT_ONCE = 2;
 
 export interface RunModel {
   readonly manifest: Manifest;
@@ -52,6 +54,7 @@ export async function prepareRows(
   signal: AbortSignal,
 ): Promise<Prepared[]> {
   const slots = createSlots(ROWS_AT_ONCE);
+  const large = createSlots(LARGE_AT_ONCE);
   const beginUntilMs = parts.clock.now() + BEGIN_FOR_MS;
   const broken = new AbortController();
   const end = AbortSignal.any([signal, broken.signal]);
@@ -63,7 +66,7 @@ export async function prepareRows(
     const name = ref.kind === "url" ? `url ${ref.url}` : `blob ${ref.key}`;
     const known = frames.get(name);
     if (known) return known;
-    const frame = fetchInput(ref, "start_frame", fetchParts).then((file) =>
+    const frame = withFrame(ref, large, fetchParts, (file) =>
       parts.normaliseFrame(file, model.manifest.shapes, "start_frame"),
     );
     frames.set(name, frame);
@@ -89,7 +92,7 @@ export async function prepareRows(
   async function rolloutOf(row: DatasetRow): Promise<NewRollout> {
     const { source, params, n } = row;
     if (!source || !params) throw new Error(`row ${n} of ${dataset.id} is pending and has no inputs`); // a constraint
-    const [frame, file] = await Promise.all([frameOf(source.frame), fetchInput(source.actions, "actions", fetchParts)]);
+    const [frame, file] = await Promise.all([frameOf(source.frame), fetchActions(source.actions, fetchParts)]);
     const shape = { ...model.manifest.shapes, actions_max: ACTIONS_PER_ROLLOUT_MAX };
     const actions = parseActions(file, shape, "actions");
     if (row.num_actions !== null && row.num_actions !== actions.count) {

@@ -9,8 +9,7 @@ import type { Sql } from "#platform/database.ts";
 import { listRows } from "./find.ts";
 import type { DatasetRow } from "./row.ts";
 
-export const RESULT_FORMATS = ["jsonl", "parquet"] as const;
-export type ResultFormat = (typeof RESULT_FORMATS)[number];
+export type ResultFormat = "jsonl" | "parquet";
 
 export interface ResultRecord {
   /** Null where a bad row had none. */
@@ -39,24 +38,32 @@ export interface ResultRecord {
   readonly metadata: string;
 }
 
-/** A link to a row's video, or null; absent where the records are to be stored. */
-export type LinkOf = (row: DatasetRow) => Promise<string | null>;
+export interface Selection {
+  /** A link to a row's video, or null; absent where the records are to be stored. */
+  readonly linkOf?: (row: DatasetRow) => string | null;
+  /** Rows in this state alone. */
+  readonly state?: RowState;
+}
 
 const ROWS_PER_PAGE = 1_000;
 
 /** Pages of records, each at most ROWS_PER_PAGE long; the next one is read when it is asked for. */
-export async function* resultPages(sql: Sql, id: DatasetId, linkOf?: LinkOf): AsyncGenerator<readonly ResultRecord[]> {
+export async function* resultPages(
+  sql: Sql,
+  id: DatasetId,
+  { linkOf, state }: Selection = {},
+): AsyncGenerator<readonly ResultRecord[]> {
   for (let after = 0; ;) {
-    const { data, has_more } = await listRows(sql, id, { limit: ROWS_PER_PAGE, after, state: null });
+    const { data, has_more } = await listRows(sql, id, { limit: ROWS_PER_PAGE, after, state: state ?? null });
     const last = data.at(-1);
     if (!last) return;
-    yield await Promise.all(data.map((row) => recordOf(row, linkOf)));
+    yield data.map((row) => recordOf(row, linkOf));
     if (!has_more) return;
     after = last.n;
   }
 }
 
-async function recordOf(row: DatasetRow, linkOf: LinkOf | undefined): Promise<ResultRecord> {
+function recordOf(row: DatasetRow, linkOf: Selection["linkOf"]): ResultRecord {
   const { params } = row;
   return {
     row_id: row.row_id,
@@ -76,7 +83,7 @@ async function recordOf(row: DatasetRow, linkOf: LinkOf | undefined): Promise<Re
     guidance: params && params.guidance,
     prompt: params && params.prompt,
     video_bytes: row.video_bytes,
-    ...(linkOf ? { video_url: await linkOf(row) } : {}),
+    ...(linkOf ? { video_url: linkOf(row) } : {}),
     metadata: JSON.stringify(row.metadata),
   };
 }

@@ -1,10 +1,11 @@
 /**
- * Links to the videos of a dataset's rows that work without a key, for a while: of the blob store itself where it can
- * sign them (S3), else of the gateway: `/v1/datasets/<id>/video?row=<n>&expires=…&signature=…`.
+ * Links to the videos of a dataset's rows that work without a key, for a while:
+ * `/v1/datasets/<id>/video?row=<n>&expires=…&signature=…`. They are the gateway's own also where the blob store signs links
+ * (S3), because pages of a thousand rows and files of a quarter of a million have one each; what is behind them leads on
+ * to the store.
  */
 import { createHmac, timingSafeEqual } from "node:crypto";
 
-import type { BlobStore } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
 import type { DatasetId } from "#contract/ids.ts";
 import { VIDEO_URL_LIFETIME_MS } from "#contract/limits.ts";
@@ -18,27 +19,22 @@ export interface RowVideo {
 }
 
 export interface RowVideoLinks {
-  /** Null where there is no video: it has not succeeded, or `filesDeleted`. `publicUrl` is what our own links begin with. */
+  /** Null where there is no video: it has not succeeded, or `filesDeleted`. `publicUrl` is what the links begin with. */
   of(
-    row: Pick<DatasetRow, "dataset_id" | "n" | "row_id" | "video_key">,
+    row: Pick<DatasetRow, "dataset_id" | "n" | "video_key">,
     around: { readonly publicUrl: string; readonly nowMs: number; readonly filesDeleted: boolean },
-  ): Promise<RowVideo | null>;
+  ): RowVideo | null;
 }
 
 /** `secret`: the shared secret "video_url". */
-export function createRowVideoLinks({ secret, blobs }: { secret: Buffer; blobs: BlobStore }): RowVideoLinks {
+export function createRowVideoLinks(secret: Buffer): RowVideoLinks {
   return {
-    async of({ dataset_id, n, row_id, video_key }, { publicUrl, nowMs, filesDeleted }) {
+    of({ dataset_id, n, video_key }, { publicUrl, nowMs, filesDeleted }) {
       if (video_key === null || filesDeleted) return null;
       const expires = Math.floor((nowMs + VIDEO_URL_LIFETIME_MS) / 1000);
-      const signed = await blobs.presignedUrl?.(video_key, {
-        lifetimeMs: VIDEO_URL_LIFETIME_MS,
-        filename: `${row_id}.mp4`,
-      });
-      const link = { dataset_id, n, expires };
-      const signature = signatureOf(secret, link).toString("hex");
-      const own = `${publicUrl}/v1/datasets/${dataset_id}/video?row=${n}&expires=${expires}&signature=${signature}`;
-      return { url: signed ?? own, expires };
+      const signature = signatureOf(secret, { dataset_id, n, expires }).toString("hex");
+      const url = `${publicUrl}/v1/datasets/${dataset_id}/video?row=${n}&expires=${expires}&signature=${signature}`;
+      return { url, expires };
     },
   };
 }

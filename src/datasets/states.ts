@@ -8,6 +8,8 @@
  *           rejected       │      completed    │
  *                          └─────▶ cancelling ◀┘ ─▶ cancelled
  *
+ * A paused one whose last rows end, and that has no other, is completed, too.
+ *
  * row:      pending ─▶ running ─▶ succeeded | failed | cancelled | expired
  *              │                               (failed, cancelled and expired go back to pending by a retry)
  *              └────▶ failed | cancelled
@@ -19,7 +21,7 @@ const NEXT = {
   receiving: ["ready", "running", "rejected"],
   ready: ["running", "cancelling"],
   running: ["paused", "completed", "cancelling"],
-  paused: ["running", "cancelling"],
+  paused: ["running", "cancelling", "completed"],
   cancelling: ["cancelled"],
   cancelled: [],
   completed: ["running"],

@@ -16,7 +16,7 @@ export interface Turn {
 
 /**
  * The dataset that has waited longest for a look, for `leaseMs`; null when none is to be looked at. One that is paused
- * is, as long as rows of it run. `without`: customers of whom this runner has enough in hand.
+ * is, as long as rows of it run or are being put back, or when none is left to wait for. `without`: customers of whom this runner has enough in hand.
  */
 export async function takeTurn(
   sql: Sql,
@@ -29,7 +29,7 @@ export async function takeTurn(
   const [dataset] = await sql.query<Dataset>(
     `UPDATE datasets SET runner_id = $1, runner_until = now() + $2::float8 * interval '1 ms', worked_at = now()
       WHERE id = (SELECT id FROM datasets
-                   WHERE (state IN ('running', 'cancelling') OR (state = 'paused' AND rows_running > 0))
+                   WHERE (state IN ('running', 'cancelling') OR (state = 'paused' AND (rows_running > 0 OR rows_pending = 0 OR retry_after IS NOT NULL)))
                      AND (runner_until IS NULL OR runner_until <= now()) AND customer_id <> ALL ($3)
                    ORDER BY worked_at LIMIT 1 FOR UPDATE SKIP LOCKED)
      RETURNING ${DATASET_COLUMNS}`,

@@ -2,6 +2,7 @@
 import type { FastifyRequest } from "fastify";
 
 import { jobIdOf } from "#contract/ids.ts";
+import type { PoolState } from "#contract/pool.ts";
 import { envelopeOf, type RolloutEnvelope } from "#rollouts/envelope.ts";
 import { queuePosition } from "#rollouts/find.ts";
 import { isTerminal } from "#rollouts/lifecycle.ts";
@@ -64,9 +65,18 @@ export function createRolloutViews(parts: RolloutViewParts, progress: ProgressBo
     return done === null || perSecond === null ? 0 : Math.max(0, frames - done) / perSecond;
   }
 
+  /** Never rejects, as placeOf: a queue that is away must not make a paid rollout look refused. */
+  async function poolAndPaceOf({ id, model }: Rollout): Promise<readonly [PoolState, number]> {
+    const known = Promise.all([status.poolOf(model), status.paceOf(model)]);
+    return within(LOOK_TIMEOUT_MS, "tell a pool's state and pace", known).catch((error: unknown) => {
+      log.warn({ err: error, rollout_id: id }, "could not tell how fast a pool is; Retry-After is a guess");
+      return ["warm", 0];
+    });
+  }
+
   async function retryAfterOf(rollout: Rollout, running: boolean, position: number | null): Promise<number | null> {
     if (isTerminal(rollout.status)) return null;
-    const [pool, per_second] = await Promise.all([status.poolOf(rollout.model), status.paceOf(rollout.model)]);
+    const [pool, per_second] = await poolAndPaceOf(rollout);
     const coldStartS = models.find(rollout.model)?.manifest.engine.cold_start_s ?? 0;
     const running_s = running ? secondsLeft(rollout) : null;
     return retryAfterS({ position, running_s, per_second, cold_start_s: pool === "warm" ? 0 : coldStartS });

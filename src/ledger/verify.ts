@@ -1,11 +1,12 @@
 /**
  * The auditor: recomputes every account from its entries alone and compares rollouts, payments and operators' actions
- * with them. It trusts none of the code that writes: chains are hashed here, sums are added here, the rules of a
- * rollout's and a payment's money are stated again (audit/).
+ * with them, and datasets with their rollouts. It trusts none of the code that writes: chains are hashed here, sums are
+ * added here, the rules of a rollout's, a dataset's and a payment's money are stated again (audit/).
  */
 import type { Database, Sql } from "#platform/database.ts";
 
 import { auditAccounts } from "./audit/accounts.ts";
+import { auditDatasets } from "./audit/datasets.ts";
 import { auditOutsideEntries } from "./audit/entries.ts";
 import { type AuditScope, type Checked } from "./audit/pages.ts";
 import { auditPayments } from "./audit/payments.ts";
@@ -45,7 +46,14 @@ export function auditLedger(db: Pick<Database, "transaction">, options: AuditOpt
       },
     };
     const total = onProgress ? await rowsOf(tx, customer) : 0;
-    const checked: Checked = { accounts: 0, entries: 0, rollouts: 0, payments: 0, operator_actions: 0 };
+    const checked: Checked = {
+      accounts: 0,
+      entries: 0,
+      rollouts: 0,
+      dataset_rows: 0,
+      payments: 0,
+      operator_actions: 0,
+    };
     let done = 0;
     const scope: AuditScope = {
       customer,
@@ -73,6 +81,7 @@ export async function verifyLedger(db: Pick<Database, "transaction">): Promise<r
 async function* disagreements(tx: Sql, scope: AuditScope): AsyncGenerator<string> {
   yield* auditAccounts(tx, scope);
   yield* auditRollouts(tx, scope);
+  yield* auditDatasets(tx, scope);
   yield* auditPayments(tx, scope);
   yield* auditOutsideEntries(tx, scope);
 }
@@ -81,6 +90,7 @@ async function rowsOf(tx: Sql, customer: string | null): Promise<number> {
   const [row] = await tx.query<{ rows: number }>(
     `SELECT (SELECT coalesce(sum(seq + 1), 0)::float8 FROM accounts WHERE $1::text IS NULL OR customer_id = $1)
           + (SELECT count(*) FROM rollouts WHERE $1::text IS NULL OR customer_id = $1)
+          + (SELECT coalesce(sum(rows_total), 0) FROM datasets WHERE $1::text IS NULL OR customer_id = $1)
           + CASE WHEN $1::text IS NULL THEN (SELECT count(*) FROM payments) ELSE 0 END AS rows`,
     [customer],
   );

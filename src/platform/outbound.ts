@@ -80,7 +80,7 @@ export function createOutbound({ allowPrivate, ca, ...options }: OutboundOptions
 
 /**
  * Refuses what cannot be a target whatever its name resolves to later. Throws ApiError: invalid_input (no http(s) URL,
- * credentials in it, too long) or url_not_allowed (a literal address that is not public, or this machine's own name).
+ * credentials or control characters in it, too long) or url_not_allowed (a literal address that is not public, or this machine's own name).
  */
 export function checkOutboundUrl(url: string, field: string, allowPrivate: boolean): void {
   if (url.length > WEBHOOK_URL_CHARS_MAX) {
@@ -102,6 +102,10 @@ export function checkOutboundUrl(url: string, field: string, allowPrivate: boole
 }
 
 function parseUrl(url: string): URL {
+  // The parser would drop or escape them in silence; as text they can be neither stored nor shown.
+  if (/\p{Cc}/u.test(url) || !url.isWellFormed()) {
+    throw new OutboundError("expected a URL without control characters and lone surrogates");
+  }
   const parsed = URL.parse(url);
   if (parsed === null || !["http:", "https:"].includes(parsed.protocol)) {
     throw new OutboundError("expected a URL such as https://example.com/path");

@@ -16,6 +16,14 @@ type Rights = Readonly<Record<string, string>>;
 
 const MOVE_BALANCE = "SELECT, UPDATE (balance_mils, seq, prev_hash, head_hash, last_entry_at)";
 const END_ROLLOUT = "status, frames_delivered, refunded_mils, result, error_code, error_message, finished_at";
+/** Not whose a dataset is, who pays for it and how much it may cost, nor what its rows are to run. */
+const RUN_DATASET =
+  "state, pause_reason, message, needs_frames, told_short_at, retry_after, rows_pending, rows_running, rows_succeeded, " +
+  "rows_failed, rows_cancelled, rows_expired, frames_expected, rows_unmeasured, frames_delivered, held_mils, " +
+  "charged_mils, refunded_mils, pace_rows, pace_s, pace_at, runner_id, runner_until, worked_at, finished_at";
+const RUN_ROW =
+  "state, try, rollout_id, request_id, error_code, error_message, frames, engine_wall_ms, video_key, video_bytes, " +
+  "num_actions, charged_mils, refunded_mils, finished_at";
 /** Written by whoever ends a rollout or a dataset, in the transaction that ends it. */
 const TELL_WEBHOOKS: Rights = { webhook_endpoints: "SELECT", webhook_deliveries: "SELECT, INSERT" };
 const TOPUP_TOLD = "UPDATE (session_id, session_url, state)";
@@ -47,7 +55,7 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     ...TAKE_STRIPE_EVENTS,
     uploads: "SELECT, INSERT",
     datasets: "SELECT, INSERT, UPDATE",
-    dataset_rows: "SELECT, INSERT, UPDATE",
+    dataset_rows: "SELECT, INSERT",
     dataset_files: "SELECT, INSERT, DELETE",
     webhook_endpoints:
       "SELECT, INSERT, UPDATE (url, description, events, generation, rotated_at, disabled_at, disabled_reason, deleted_at)",
@@ -82,14 +90,14 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
   /** Turns rows of datasets into rollouts, and notes what became of them. */
   runner: {
     accounts: MOVE_BALANCE,
-    api_keys: "SELECT, UPDATE (revoked_at)",
+    // As for a gateway, and of a column that nothing depends on: it fetches and decodes what customers name.
+    api_keys: "SELECT (id, customer_id, expires_at, revoked_at), UPDATE (label)",
     prices: "SELECT",
     rollouts: `SELECT, INSERT, UPDATE (${END_ROLLOUT})`,
     idempotency_keys: "SELECT, INSERT, DELETE",
-    ledger_entries: "SELECT, INSERT",
-    uploads: "SELECT",
-    datasets: "SELECT, UPDATE",
-    dataset_rows: "SELECT, UPDATE",
+    ledger_entries: "INSERT",
+    datasets: `SELECT, UPDATE (${RUN_DATASET})`,
+    dataset_rows: `SELECT, UPDATE (${RUN_ROW})`,
     ...TELL_WEBHOOKS,
     schema_migrations: "SELECT",
   },

@@ -30,8 +30,10 @@ const STALLED_INTERVAL_MS = 1_500;
 const LOCK_RENEW_MS = 1_500;
 /** A job runs again after its first lost worker; after the second it is given up. */
 const STALLED_MAX = 1;
-/** When even reporting a given-up job kills its process this often, BullMQ fails it without a report. */
-const STALLED_BACKSTOP = 5;
+/** One that only stood beside others each time (ConsumeOptions.isSuspect) is given up after one more than this. */
+const STALLED_BYSTANDER_MAX = 4;
+/** When even reporting a given-up job kills its process until it has been lost this often, BullMQ fails it without a report. */
+const STALLED_BACKSTOP = 8;
 /** Upper bound of the wait for a job whose wake-up was lost; NOTIFY and BZPOPMIN wake at once. */
 const DRAIN_DELAY_S = 5;
 /** After a refused connection (BullMQ's own default is 15 s). */
@@ -100,20 +102,25 @@ export async function startConsumer<Connection, Data>({
     } catch (error) {
       return giveUp(id, null, `invalid job data: ${error instanceof Error ? error.message : String(error)}`);
     }
-    if (job.stalledCounter > STALLED_MAX) {
+    const stalledMax = (options.isSuspect?.(data) ?? true) ? STALLED_MAX : STALLED_BYSTANDER_MAX;
+    if (job.stalledCounter > stalledMax) {
       return giveUp(id, data, `its worker died ${job.stalledCounter} times`);
     }
     const stillOurs = async (): Promise<boolean> => !letGo && (await job.extendLock(lock.token, LOCK_MS)) > 0;
+    async function remember(next: Data): Promise<void> {
+      // updateData asks nobody whose job it is: without this, new data could reach a job that runs elsewhere by now.
+      if (!(await stillOurs())) throw new Error(`job ${id} is no longer ours`);
+      await job.updateData(next);
+    }
     let released = false;
     await options.handle({
       id,
       data,
       stalledCount: job.stalledCounter,
       stillOurs,
+      remember,
       async release(next) {
-        // updateData asks nobody whose job it is: without this, new data could reach a job that runs elsewhere by now.
-        if (!(await stillOurs())) throw new Error(`job ${id} is no longer ours`);
-        await job.updateData(next);
+        await remember(next);
         await letGoOf();
         released = true;
       },

@@ -30,6 +30,11 @@ export interface ConsumeOptions<Data> {
   /** Resolves: job done and removed. Throws: job failed, kept as `failed` for the sweep to see. */
   handle(job: ActiveJob<Data>): Promise<void>;
   /**
+   * Whether the job may be what its workers died of; any may unless this says otherwise. One that only stood beside is
+   * given up after more lost workers than two.
+   */
+  isSuspect?(data: Data): boolean;
+  /**
    * A job that nobody will run: a worker died twice while holding it, or its data is invalid (`data` is then null).
    * Called by whichever consumer takes it next, before it becomes `failed`; again elsewhere if that one dies here.
    * A rejection is logged; the sweep covers the rest.
@@ -47,6 +52,8 @@ export interface ActiveJob<Data> {
    * This consumer may take it again unless it is paused. Rejects when the job is no longer ours.
    */
   release(data: Data): Promise<void>;
+  /** Changes its data in the queue, for whoever runs it after us. Rejects when the job is no longer ours. */
+  remember(data: Data): Promise<void>;
   /**
    * False when another worker may have the job by now: this one was frozen, or out of the queue's reach, for longer
    * than its lock lasts, or was stopped. True renews the lock.

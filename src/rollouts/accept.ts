@@ -29,6 +29,7 @@ export interface NewRollout {
   readonly idempotency_key: string | null;
   /** The gateway process whose client waits, by its name in `gateway_leases`; null for asynchronous work. */
   readonly waiter_id: string | null;
+  /** Of asynchronous work: when a worker must have begun it. */
   readonly deadline_at: Date;
   readonly webhook_url: string | null;
   readonly dataset: { readonly id: DatasetId; readonly row: number } | null;
@@ -80,9 +81,10 @@ const ACCEPT = `
   accepted AS (
     INSERT INTO rollouts (id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
                           params, fingerprint, price_mils_per_frame, charge_mils, waiter_id, deadline_at,
-                          webhook_url, dataset_id, dataset_row)
+                          start_by, webhook_url, dataset_id, dataset_row)
     SELECT id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
-           params, fingerprint, price, -amount_mils, waiter_id, deadline_at, webhook_url, dataset_id, dataset_row
+           params, fingerprint, price, -amount_mils, waiter_id, deadline_at,
+           CASE WHEN waiter_id IS NULL THEN deadline_at END, webhook_url, dataset_id, dataset_row
       FROM linked WHERE posted
   ),
   remembered AS (
@@ -201,6 +203,7 @@ function outcomeOf(r: NewRollout, row: TriedRow): Tried {
     finished_at: null,
     delivered_at: null,
     deadline_at: r.deadline_at,
+    start_by: r.waiter_id === null ? r.deadline_at : null,
     webhook_url: r.webhook_url,
     dataset_id: r.dataset?.id ?? null,
     dataset_row: r.dataset?.row ?? null,

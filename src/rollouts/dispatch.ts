@@ -34,17 +34,17 @@ export async function readInFlight(sql: Sql, model: string): Promise<{ rollouts:
 
 /**
  * `queued → dispatched`, for those of `ids` that are still queued and only in the leader's term; returns them in the
- * backlog's order. What nobody waits for had until its deadline to begin, and gets time to run from here on. Committed before their jobs are added: the other way round a fast job would run twice, or a
- * cancelled one at all.
+ * backlog's order. What nobody waits for may begin until its `start_by`, and gets time to run on top of that. Committed before
+ * their jobs are added: the other way round a fast job would run twice, or a cancelled one at all.
  */
 export async function markDispatched(sql: Sql, epoch: bigint, ids: readonly RolloutId[]): Promise<Rollout[]> {
   return await sql.query<Rollout>(
     `WITH marked AS (
        UPDATE rollouts
           SET status = 'dispatched', attempt = attempt + 1, dispatched_at = now(),
-              sweep_at = now() + $3::float8 * interval '1 ms',
-              deadline_at = CASE WHEN waiter_id IS NULL THEN greatest(deadline_at, now() + $4::float8 * interval '1 ms')
-                                 ELSE deadline_at END
+              sweep_at = least(now() + $3::float8 * interval '1 ms', start_by),
+              deadline_at = CASE WHEN start_by IS NULL THEN deadline_at
+                                 ELSE greatest(start_by, now()) + $4::float8 * interval '1 ms' END
         WHERE id = ANY ($2) AND status = 'queued' AND ${fencedBy("$1")}
        RETURNING ${ROLLOUT_COLUMNS}
      )
@@ -75,6 +75,7 @@ export function predictJobOf(rollout: Rollout): PredictJob {
     params: rollout.params,
     debited_mils: String(rollout.charge_mils),
     deadline_ms: rollout.deadline_at.getTime(),
+    ...(rollout.start_by && { start_by_ms: rollout.start_by.getTime() }),
     alone: false,
   };
 }

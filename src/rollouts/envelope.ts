@@ -45,11 +45,13 @@ export const RolloutEnvelope = Type.Object(
       Type.Integer({ description: "Of frames_total, as its worker last said; null while nobody has said anything." }),
     ),
     frames_total: Type.Integer({ description: "Frames of all its videos together: batch_size times frames." }),
-    started: Nullable(Type.Integer({ description: "When it was handed to the workers; epoch seconds." })),
+    started: Nullable(
+      Type.Integer({ description: "When it was handed to the workers, shown once one has it; epoch seconds." }),
+    ),
     finished: Nullable(Type.Integer({ description: "When it ended, however it did; epoch seconds." })),
     start_by: Nullable(
       Type.Integer({
-        description: "What has not been handed to the workers by then expires and is refunded; epoch seconds.",
+        description: "While it waits: what no worker has begun by then expires and is refunded; epoch seconds.",
       }),
     ),
     expires_at: Nullable(
@@ -104,9 +106,9 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     frames: rollout.actions_per_candidate + 1,
     frames_done: rollout.frames_delivered ?? (rollout.status === "queued" ? 0 : context.framesDone),
     frames_total: rollout.frames,
-    started: rollout.dispatched_at && epochS(rollout.dispatched_at),
+    started: hasBegun(rollout, context) && rollout.dispatched_at ? epochS(rollout.dispatched_at) : null,
     finished: rollout.finished_at && epochS(rollout.finished_at),
-    start_by: mode !== "sync" && rollout.status === "queued" ? epochS(rollout.deadline_at) : null,
+    start_by: !isTerminal(rollout.status) && !context.running && rollout.start_by ? epochS(rollout.start_by) : null,
     expires_at: rollout.finished_at && epochS(rollout.finished_at, context.retentionMs),
     resolution: shapes && [shapes.height, shapes.width],
     batch_size: rollout.k,
@@ -122,6 +124,12 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     webhook_url: rollout.webhook_url,
     error: rollout.error_code ? { code: rollout.error_code, message: rollout.error_message ?? "" } : null,
   };
+}
+
+/** What expired while it was still in the workers' queue ended before its deadline, which leaves time to run. */
+function hasBegun({ status, finished_at, deadline_at, start_by }: Rollout, { running }: EnvelopeContext): boolean {
+  if (!isTerminal(status)) return running;
+  return status !== "expired" || start_by === null || finished_at === null || finished_at >= deadline_at;
 }
 
 /** How it came in: a rollout that nobody waits for on a connection is asynchronous. */

@@ -16,9 +16,11 @@ export interface Latency {
 }
 
 const WINDOW_MS = 24 * 3_600_000;
+/** A night's datasets end by the hundred thousand, and anybody may ask every few seconds. */
+const LATEST_MAX = 10_000;
 
-/** Of the rollouts of that model that succeeded in the last 24 hours. */
-export async function latencyOf(sql: Sql, model: string, now: Date): Promise<Latency> {
+/** Of the rollouts of that model that succeeded in the last 24 hours, the latest `latestMax` of them. */
+export async function latencyOf(sql: Sql, model: string, now: Date, latestMax = LATEST_MAX): Promise<Latency> {
   const [row] = await sql.query<{
     engine: readonly [number, number] | null;
     request: readonly [number, number] | null;
@@ -29,8 +31,9 @@ export async function latencyOf(sql: Sql, model: string, now: Date): Promise<Lat
             percentile_disc(ARRAY[0.5, 0.99]) WITHIN GROUP (
               ORDER BY extract(epoch FROM finished_at - created_at)::float8 * 1000) AS request,
             count(*)::int AS count
-       FROM rollouts WHERE model = $1 AND status = 'succeeded' AND finished_at > $2`,
-    [model, new Date(now.getTime() - WINDOW_MS)],
+       FROM (SELECT result, finished_at, created_at FROM rollouts
+              WHERE model = $1 AND status = 'succeeded' AND finished_at > $2 ORDER BY finished_at DESC LIMIT $3) AS latest`,
+    [model, new Date(now.getTime() - WINDOW_MS), latestMax],
   );
   const percentiles = (values: readonly [number, number] | null | undefined): Percentiles => ({
     p50: values?.[0] ?? null,

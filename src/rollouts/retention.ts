@@ -51,7 +51,7 @@ export async function readOutdatedUploads(sql: Sql, before: Date, limit: number)
     `SELECT id FROM uploads u
       WHERE created_at < $1
         AND NOT EXISTS (SELECT FROM datasets d
-                         WHERE d.customer_id = u.customer_id AND d.state NOT IN ('cancelled', 'completed', 'rejected'))
+                         WHERE d.customer_id = u.customer_id AND d.finished_at IS NULL)
       ORDER BY created_at LIMIT $2`,
     [before, limit],
   );

@@ -34,6 +34,8 @@ export interface Rollout {
   readonly delivered_at: Date | null;
   /** A dispatched rollout is given up at it. An asynchronous one gets time to run on top when it is dispatched. */
   readonly deadline_at: Date;
+  /** A worker must have begun it by then, or it expires; null where somebody waits for it. */
+  readonly start_by: Date | null;
   readonly webhook_url: string | null;
   readonly dataset_id: DatasetId | null;
   readonly dataset_row: number | null;
@@ -47,5 +49,5 @@ export interface Rollout {
 export const ROLLOUT_COLUMNS = `
   id, customer_id, key_id, request_id, route, model, lane, status, attempt, k, actions_per_candidate, frames, params,
   fingerprint, price_mils_per_frame, charge_mils, refunded_mils, frames_delivered, result, error_code, error_message,
-  waiter_id, created_at, dispatched_at, finished_at, delivered_at, deadline_at, webhook_url, dataset_id,
-  dataset_row, files_deleted_at`;
+  waiter_id, created_at, dispatched_at, finished_at, delivered_at, deadline_at, start_by, webhook_url,
+  dataset_id, dataset_row, files_deleted_at`;

@@ -1,6 +1,7 @@
 /** What a webhook says: `{type, timestamp, data}`, built anew for each attempt so that its links have not expired. */
 import type { DatasetId, RolloutId } from "#contract/ids.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import { wireJsonText } from "#contract/wire-json.ts";
 import { type Dataset, DATASET_COLUMNS } from "#datasets/dataset.ts";
 import { type DatasetEnvelope, datasetEnvelope } from "#datasets/envelope.ts";
 import { datasetContext } from "#datasets/find.ts";
@@ -31,7 +32,7 @@ export async function messageOf(
 ): Promise<Buffer> {
   const data =
     rollout_id === null ? await datasetData(dataset_id, parts, nowMs) : await rolloutData(rollout_id, parts, nowMs);
-  return Buffer.from(jsonText({ type: event, timestamp: created_at.toISOString(), data }));
+  return Buffer.from(wireJsonText({ type: event, timestamp: created_at.toISOString(), data }));
 }
 
 async function rolloutData(id: RolloutId, parts: MessageParts, nowMs: number): Promise<RolloutEnvelope> {
@@ -59,10 +60,3 @@ async function datasetData(id: DatasetId | null, parts: MessageParts, nowMs: num
   const envelope = datasetEnvelope(dataset, context);
   return publicUrl === null ? { ...envelope, results: null } : envelope;
 }
-
-/** `JSON.rawJSON` is newer than the language level that the compiler is told. */
-const { rawJSON } = JSON as typeof JSON & { readonly rawJSON: (text: string) => unknown };
-
-/** Seeds go up to 2^64, which a number would round. */
-const jsonText = (value: unknown): string =>
-  JSON.stringify(value, (_key, each: unknown) => (typeof each === "bigint" ? rawJSON(each.toString()) : each));

@@ -59,7 +59,8 @@ const BACKENDS = ["postgres", "redis"] as const;
 const ROLES = ["gateway", "scheduler", "settlement", "runner", "instant-a", "instant-b"] as const;
 /** Workers more rarely than others: each kill costs their jobs the seconds until the queue sees that they are lost. */
 const VICTIMS = ["gateway", "gateway", "scheduler", "settlement", "settlement", "runner", "instant-a"] as const;
-const KILLS = LONG ? 400 : 16;
+const KILLS = LONG ? 400 : 10;
+const KILLS_MIN = 4;
 const KILLED_STARTING_SHARE = 0.1;
 const KILL_AFTER_MS_MAX = LONG ? 3_000 : 800;
 /** Where nothing goes on for so long (rows wait for the queue to see that their worker is gone), the next kill comes all the same. */
@@ -137,6 +138,8 @@ describe.each(LONG ? BACKENDS : [BACKENDS[SEED % 2 === 0 ? 0 : 1]])("with the qu
         .map(([state, all]) => `${state} ${all.length}`)
         .join(", ");
       expect(allGranted).toBeGreaterThan(0); // it paused, and went on by itself
+      // After the rows have ended there is nothing to kill; on a slow machine that is after fewer kills.
+      expect([...group.kills.values()].reduce((sum, n) => sum + n, 0)).toBeGreaterThanOrEqual(KILLS_MIN);
       const kills = [...group.kills].map(([role, n]) => `${role} ${n}`).join(", ");
       console.log(`${ROWS} rows (${spread}), ${failed} good ones failed by kills and retried; kills: ${kills}`);
     },

@@ -63,7 +63,7 @@ export async function startProcessGroup(options: {
     pipeLines(child, role, log);
     up.delete(role);
     // Of `runRole` and of stand-in-worker.ts; short lines, which come whole.
-    child.stdout?.on("data", (chunk: Buffer) => chunk.includes('"msg":"running"') && up.add(role));
+    child.stderr?.on("data", (chunk: Buffer) => chunk.includes('"msg":"running"') && up.add(role));
     running.set(role, child);
     child.once("exit", () => {
       if (running.get(role) === child) running.delete(role);

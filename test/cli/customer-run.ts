@@ -12,6 +12,8 @@ const PROGRAM = resolve("src/cli/main.ts");
 
 export interface CustomerShell {
   readonly folder: string;
+  /** What the commands get of the environment. */
+  readonly env: Readonly<Record<string, string>>;
   /** Absolute path of a file of the folder. */
   path(name: string): string;
   run(...args: string[]): Promise<Ran>;
@@ -30,6 +32,7 @@ export async function openShell(url: string, key: string): Promise<CustomerShell
   const runIn = (args: readonly string[]): Promise<Ran> => run([PROGRAM, ...args], env, folder);
   return {
     folder,
+    env,
     path: (name) => join(folder, name),
     run: (...args) => runIn(args),
     start: (...args) => start([PROGRAM, ...args], env, folder),

@@ -51,7 +51,8 @@ test("ledger verify says what it checked, ends with 0 and records the check", as
   const { stdout, stderr, code } = await ledger("verify");
   expect({ code, stdout, stderr }).toEqual({
     code: 0,
-    stdout: "The books balance: checked accounts 4, entries 3, rollouts 1, payments 0, operator actions 2.\n",
+    stdout:
+      "The books balance: checked accounts 4, entries 3, rollouts 1, dataset rows 0, payments 0, operator actions 2.\n",
     stderr: "",
   });
   expect(await checks()).toEqual([{ problems: 0 }]);
@@ -63,7 +64,7 @@ test("ledger verify of one customer looks at that one, by id or address, and rec
   expect(code).toBe(0);
   expect(JSON.parse(stdout)).toEqual({
     ok: true,
-    checked: { accounts: 2, entries: 2, rollouts: 1, payments: 0, operator_actions: 1 },
+    checked: { accounts: 2, entries: 2, rollouts: 1, dataset_rows: 0, payments: 0, operator_actions: 1 },
     problems: [],
   });
   expect(await checks()).toEqual(before);

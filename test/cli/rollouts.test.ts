@@ -1,11 +1,17 @@
 /** `predict` and `rollouts …` as a customer runs them: what is printed, what is written, and how they end. */
+import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { readdir, readFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { resolve } from "node:path";
+import { promisify } from "node:util";
 
 import ffmpeg from "@ffmpeg-installer/ffmpeg";
 import sharp from "sharp";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 
+import { noteRunningServer } from "#cli/running-server.ts";
 import { countFrames } from "#cli/video-frames.ts";
 import { mils } from "#contract/mils.ts";
 import type { Service } from "#platform/lifecycle.ts";
@@ -13,7 +19,7 @@ import { startTestGateway, type TestGateway } from "#test/gateway/support/test-g
 import { assertBooksBalance } from "#test/support/ledger.ts";
 
 import { eventually } from "../queue/test-queue.ts";
-import type { Started } from "./command.ts";
+import { start, type Started } from "./command.ts";
 import { type CustomerShell, linesOf, openShell } from "./customer-run.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -234,6 +240,66 @@ describe("rollouts", () => {
   });
 });
 
+describe("where the server is", () => {
+  const PROGRAM = resolve("src/cli/main.ts");
+  /** In the shell's folder, without an address; `port` is what the default one would be. */
+  function waitFor(id: string, port: number): Started {
+    const { PUBLIC_URL: _given, ...env } = shell.env;
+    const args = [PROGRAM, "rollouts", "wait", id, "--give-up-after", "60"];
+    return start(args, { ...env, PORT: String(port) }, shell.folder);
+  }
+  beforeEach(() => mkdir(shell.path("data")));
+
+  test("a command that began before the server came up finds it at its own port", async () => {
+    const id = await submit();
+    const waiting = waitFor(id, 9);
+    await eventually(async () => waiting.stderr().includes("Trying again"), 60_000);
+    await noteRunningServer(shell.path("data"), server.url);
+    expect(await once(waiting.child, "close")).toEqual([0, null]);
+    expect(waiting.stdout()).toContain(`${id} succeeded`);
+  });
+
+  test("nobody at the default address gets the key while the server that was killed is away", async () => {
+    const id = await submit();
+    let asked = 0;
+    const stranger = createServer((_request, response) => {
+      asked++;
+      response.writeHead(503).end();
+    });
+    await new Promise<void>((done) => stranger.listen(0, "127.0.0.1", done));
+    const killed = { pid: process.pid, started: "another time", url: "http://127.0.0.1:18080" };
+    await writeFile(shell.path("data/serve.json"), JSON.stringify(killed));
+    const waiting = waitFor(id, (stranger.address() as AddressInfo).port);
+    await eventually(async () => waiting.stderr().includes("Trying again"), 60_000);
+    expect(waiting.stderr()).toMatch(/The server of .+data \(last at http:\/\/127\.0\.0\.1:18080\) does not run\./);
+    await noteRunningServer(shell.path("data"), server.url);
+    expect(await once(waiting.child, "close")).toEqual([0, null]);
+    expect(asked).toBe(0);
+    stranger.close();
+  });
+});
+
+test("under npm run, files are those of the folder where its user stands", async () => {
+  const run = promisify(execFile);
+  const npm = async (...args: string[]): Promise<string> => {
+    const all = ["--prefix", resolve("."), "run", "--silent", "dream-engine", "--", ...args];
+    const env = { PATH: process.env["PATH"], HOME: process.env["HOME"], ...shell.env };
+    return (await run("npm", all, { cwd: shell.path("sub"), env })).stdout;
+  };
+  await mkdir(shell.path("sub"));
+  const inputs = ["--frame", "../frame.png", "--actions", "../actions.npy"];
+  const before = await readdir(".");
+  await npm("predict", ...inputs, "--out", "a.mp4", "--contact-sheet", "a.png");
+  const id = (await npm("predict", ...inputs, "--seed", "1", "--async")).trim();
+  await npm("rollouts", "wait", id);
+  expect(await npm("rollouts", "save", id)).toBe(`${shell.path(`sub/${id}.mp4`)}\n`);
+  expect((await readdir(shell.path("sub"))).toSorted()).toEqual(["a.mp4", "a.png", `${id}.mp4`]);
+  expect(await readdir(".")).toEqual(before);
+  await expect(npm("predict", "--frame", "no.png", "--actions", "../actions.npy")).rejects.toThrow(
+    `Cannot read ${shell.path("sub/no.png")}: there is no such file or folder (ENOENT).`,
+  );
+});
+
 describe("how a command ends", () => {
   test.each([
     [["predict"], 2, /required option '--frame/],
@@ -243,7 +309,13 @@ describe("how a command ends", () => {
     [["rollouts", "list", "--limit", "0"], 2, /whole number from 1/],
     [["rollouts", "list", "--created-after", "yesterday"], 2, /a time such as/],
     [["rollouts", "nonsense"], 2, /unknown command/],
-    [["predict", "--frame", "missing.png", "--actions", "actions.npy"], 1, /Cannot read missing\.png/],
+    [["nonsense"], 2, /unknown command/],
+    [["--nonsense"], 2, /unknown option/],
+    [
+      ["predict", "--frame", "missing.png", "--actions", "actions.npy"],
+      1,
+      /Cannot read \/.+\/missing\.png: there is no such file or folder \(ENOENT\)/,
+    ],
     [["rollouts", "get", "rollout_1"], 1, /rollout_not_found/],
     [["rollouts", "list", "--key", "dre_wrong"], 1, /malformed_key: .+ \(401, req_/],
     [

@@ -27,12 +27,15 @@ beforeAll(async () => {
 });
 afterAll(() => t.stop());
 
-type Entry = ZipEntry & { readonly type?: "symlink" | "directory" | "link" | "fifo" };
+type Entry = ZipEntry & {
+  readonly type?: "symlink" | "directory" | "link" | "fifo";
+  readonly pax?: Readonly<Record<string, string>>;
+};
 
 async function tar(entries: readonly Entry[]): Promise<Buffer> {
   const packed = pack();
-  for (const { name, body = "", type } of entries) {
-    if (type === undefined) packed.entry({ name }, Buffer.from(body));
+  for (const { name, body = "", type, pax } of entries) {
+    if (type === undefined) packed.entry({ name, ...(pax && { pax }) }, Buffer.from(body));
     else packed.entry({ name, type, ...(type === "symlink" || type === "link" ? { linkname: "/etc/passwd" } : {}) });
   }
   packed.finalize();
@@ -212,6 +215,16 @@ describe("refused as a whole", () => {
       /names of at most 500 characters/,
     ],
     [
+      "a tar with hundreds of extended fields",
+      () => tar([...pair("a"), { name: "b.png", body: png, pax: fields(300) }]),
+      /expected at most 200 extended fields of an entry/,
+    ],
+    [
+      "a tar with megabytes of extended fields, packed to little",
+      async () => gzipSync(await tar([...pair("a"), { name: "b.png", body: png, pax: fields(200_000) }])),
+      /extended fields of an entry, in at most 131072 bytes/,
+    ],
+    [
       "two manifests",
       () =>
         tar([
@@ -268,6 +281,34 @@ describe("refused as a whole", () => {
     const other = await send(Buffer.from(lines([{ id: "a" }])));
     expect(other.json().error.message).toMatch(/^archive: expected a zip, a tar or a tar\.gz, got something else/);
   });
+});
+
+const fields = (count: number): Record<string, string> =>
+  Object.fromEntries(Array.from({ length: count }, (_unused, n) => [`key-${n}`, "value"]));
+
+test("a tar with extended fields, long names and megabytes of padding is as good as any", async () => {
+  const name = "x".repeat(90);
+  const folder = "deep/".repeat(70);
+  const whole = await tar([
+    { name: `${folder}${name}.png`, body: png, pax: fields(20) },
+    { name: `${folder}${name}.npy`, body: actionsFile(12, 2) },
+  ]);
+  const answer = await send(Buffer.concat([whole, Buffer.alloc(3 * 1024 * 1024)]));
+  expect(answer.json()).toMatchObject({ rows: { total: 1, invalid: 0 } });
+});
+
+test("text that cannot be stored makes bad rows, in a file's header and in a manifest's names", async () => {
+  const header = "{'descr': 'a\0b', 'fortran_order': False, 'shape': (12, 2), }\n";
+  const npy = Buffer.from(`\x93NUMPY\x01\x00${String.fromCodePoint(header.length, 0)}${header}`, "latin1");
+  const pairs = await send(await tar([...pair("a"), { name: "b.png", body: png }, { name: "b.npy", body: npy }]));
+  expect(pairs.statusCode, pairs.body).toBe(201);
+  expect(pairs.json().problems).toMatchObject([{ id: "b", message: expect.stringContaining("got dtype a\uFFFDb") }]);
+
+  const row = { id: "d", start_frame: { file: "a.png" }, actions: { file: "a.npy" } };
+  const bad = { ...row, id: "c", start_frame: { file: "a\0.png" } };
+  const named = await send(await tar([...pair("a"), { name: "manifest.jsonl", body: lines([row, bad]) }]));
+  expect(named.statusCode, named.body).toBe(201);
+  expect(named.json().problems).toMatchObject([{ id: "c", message: expect.stringMatching(/^start_frame: expected/) }]);
 });
 
 describe("entries that lie are bad rows", () => {

@@ -52,6 +52,36 @@ test("no line throws; what is wrong has a code and a reason that can be stored",
   );
 });
 
+test.for([
+  ['{"id": "ep-1", "sede": 1}', "ep-1"],
+  ['{"sede": 1}', null],
+  ['{"id": "../up", "sede": 1}', null],
+  ['{"id": 7, "sede": 1}', null],
+  ['{"id": "ep-1", "sede": 1', null],
+  ['["ep-1"]', null],
+] as const)("a row that is refused before its fields are read keeps its id where it can be told: %s", ([text, id]) => {
+  const row = parse(text);
+  expect(isBad(row)).toBe(true);
+  expect(row.row_id).toBe(id);
+});
+
+test.for([
+  ["id", (deep: string) => `{"id": ${deep}}`],
+  ["start_frame", (deep: string) => `{"start_frame": {"url": ${deep}}}`],
+  ["metadata beside a seed", (deep: string) => `{"seed": 1, "metadata": {"a": ${deep}}}`],
+] as const)("thousands of brackets within each other do not end the process: %s", ([, lineOf]) => {
+  const row = parse(lineOf("[".repeat(50_000) + "]".repeat(50_000)));
+  expect(isBad(row) && row.message).toMatch(/levels of nesting/);
+});
+
+test.for(["https://example.com/\0.png", "https://exam\nple.com/", "https://example.com/\uD800"])(
+  "a URL that cannot be stored as it is is none: %j",
+  (url) => {
+    const row = parse(JSON.stringify({ start_frame: { url }, actions: [[0, 0]] }));
+    expect(isBad(row) && row.message).toMatch(/^start_frame\.url: expected a URL without control characters/);
+  },
+);
+
 test("no bytes throw", () => {
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {

@@ -1,26 +1,21 @@
 /** Results as their owner reads them: with PyArrow, from the folder and over the API; and the documented example. */
 import { execFile } from "node:child_process";
-import { randomBytes } from "node:crypto";
-import { writeFile } from "node:fs/promises";
+import { readdir, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 
-import { Registry } from "prom-client";
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 
 import type { DatasetId } from "#contract/ids.ts";
 import { blobKeys } from "#contract/jobs.ts";
 import { type ResultRecord, resultsJsonl } from "#datasets/results.ts";
 import { resultsParquet } from "#datasets/results-parquet.ts";
-import { createGateway, type Gateway } from "#gateway/app.ts";
-import { DEFAULT_BOUNDS } from "#gateway/gateway-parts.ts";
-import { createLocalRateLimiter } from "#gateway/rate-limiter-local.ts";
-import { systemClock } from "#platform/clock.ts";
+import type { Gateway } from "#gateway/app.ts";
 
 import { newCustomer } from "../support/ledger.ts";
-import { silentLog } from "../support/postgres.ts";
 import { ensurePython } from "../support/python.ts";
 import { assertAddsUp, openRunFixture, type RunFixture, succeed } from "./run-fixture.ts";
+import { openRunGateway } from "./support/run-gateway.ts";
 
 // The first run installs PyArrow.
 vi.setConfig({ hookTimeout: 300_000 });
@@ -187,32 +182,7 @@ async function finished(): Promise<string> {
 describe("a finished dataset", () => {
   let gateway: Gateway;
   beforeEach(async () => {
-    gateway = await createGateway({
-      config: {
-        AUTH: "on",
-        PUBLIC_URL: "https://dreams.example",
-        DEFAULT_MODEL: undefined,
-        OPERATOR_TOKEN: undefined,
-        SIGNUP: "off",
-        TRUSTED_PROXIES: undefined,
-        STRIPE_SECRET_KEY: undefined,
-        STRIPE_WEBHOOK_SECRET: undefined,
-        STRIPE_API_BASE: undefined,
-        OUTBOUND_PRIVATE: "off",
-        RETENTION_DAYS: 30,
-      },
-      db: fixture.database.as("gateway"),
-      queues: fixture.queues,
-      blobs: fixture.blobs,
-      bundles: [fixture.model],
-      pools: { poolStates: async () => ({}) },
-      rateLimiter: createLocalRateLimiter(systemClock),
-      clock: systemClock,
-      random: randomBytes,
-      log: silentLog,
-      registry: new Registry(),
-      bounds: DEFAULT_BOUNDS,
-    });
+    gateway = await openRunGateway(fixture);
   });
   afterEach(() => gateway.app.close());
 
@@ -234,7 +204,23 @@ describe("a finished dataset", () => {
     expect(stdout).toContain("1 invalid");
     expect(stdout).toContain(`${11 * (fixture.numActions + 1)} frames for $${cost.toFixed(4)}`);
     expect(stdout).toContain("row 5: failed: engine_failed: a poison row");
-    expect(stdout).toContain(`ep-12: ${folder}/videos/ep-12.mp4 seed 12 {'label': 'größer 11'}`);
+    expect(stdout).toContain(`ep-11: ${folder}/videos/ep-11.mp4 seed 11 {'label': 'größer 10'}`);
+    expect(stdout).toMatch(/^… and 1 video more$/m); // of a quarter of a million nobody reads a line each
+    expect(stdout).not.toContain("ep-12");
+    // The loader of Hugging Face refuses records without a file, and a second file of the name metadata.
+    const { rows } = await pyarrow(await fixture.blobs.get(blobKeys.datasetMetadata(id)));
+    expect((await readdir(folder)).toSorted()).toEqual([
+      "metadata.parquet",
+      "results.jsonl",
+      "results.parquet",
+      "videos",
+    ]);
+    const videos = await readdir(join(folder, "videos"));
+    expect(new Set(rows.map(({ file_name }) => file_name))).toEqual(new Set(videos.map((name) => `videos/${name}`)));
+    expect(videos).toHaveLength(11);
+    const all = (await pyarrow(await fixture.blobs.get(blobKeys.datasetResults(id, "parquet")))).rows;
+    expect(all).toHaveLength(13);
+    expect(rows).toEqual(all.filter(({ status }) => status === "succeeded"));
     // What the results name and what is stored are the same.
     await run("rm", [join(folder, "videos", "ep-3.mp4")]);
     await expect(run(python, [resolve("examples/load_dataset.py"), folder])).rejects.toThrow("ep-3.mp4");
@@ -249,6 +235,12 @@ describe("a finished dataset", () => {
     const read = await pyarrow(answer.rawPayload);
     expect(read.schema).toEqual({ ...SCHEMA, video_url: "string" });
     expect(read.rows).toEqual(stored.rows.map((row, i) => ({ ...row, video_url: read.rows[i]?.["video_url"] })));
+
+    for (const format of ["jsonl", "parquet"] as const) {
+      const kept = await call("GET", `/v1/datasets/${id}/results?format=${format}&links=false`);
+      expect(kept.rawPayload.equals(await fixture.blobs.get(blobKeys.datasetResults(id, format))), format).toBe(true);
+    }
+    expect((await call("GET", `/v1/datasets/${id}/results?links=no`)).statusCode).toBe(422);
 
     const lines = (await call("GET", `/v1/datasets/${id}/results`)).body.trim().split("\n");
     const records = lines.map((line) => JSON.parse(line) as Record<string, unknown>);

@@ -6,8 +6,10 @@ import { randomBytes } from "node:crypto";
 
 import { afterEach, beforeEach, expect, test } from "vitest";
 
+import { createKey, revokeKey } from "#keys/keys.ts";
 import { collectFinished } from "#datasets/collect.ts";
 import { callOffSome } from "#datasets/call-off.ts";
+import { pauseByOwner, resumeByOwner } from "#datasets/control.ts";
 import { feedSlice, nextSlice } from "#datasets/feed.ts";
 import { finishDataset } from "#datasets/finish.ts";
 import { prepareRows } from "#datasets/prepare.ts";
@@ -18,6 +20,7 @@ import { createFrameNormaliser } from "#inputs/frame.ts";
 import type { DatasetId } from "#contract/ids.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createOutbound } from "#platform/outbound.ts";
+import { createSlots } from "#platform/slots.ts";
 
 import { accept, assertBooksBalance, newCustomer } from "../support/ledger.ts";
 import { silentLog } from "../support/postgres.ts";
@@ -49,6 +52,7 @@ function partsOf() {
     blobs: fixture.blobs,
     outbound: createOutbound({ allowPrivate: true }),
     retryDelaysMs: [],
+    large: createSlots(1),
     normaliseFrame: createFrameNormaliser(),
     clock: systemClock,
     random: randomBytes,
@@ -89,6 +93,22 @@ test("a runner that froze with a slice in its hands pays for nothing when it wak
   await assertAddsUp(fixture, id);
 });
 
+test("a slice that was prepared before its dataset was resumed with another key is paid by that key", async () => {
+  const { db } = fixture.database;
+  const id = await fixture.add({ rows: 3 });
+  const turn = await takeAndFreeze(id, "turn_resumed");
+  const slice = await prepared(id);
+  const owner = fixture.key;
+  const other = await createKey(db, { customer: owner.customer_id }, randomBytes);
+  await pauseByOwner(db, id, owner);
+  await revokeKey(db, owner.key_id);
+  await resumeByOwner(db, id, other, undefined);
+  expect(await feedSlice(partsOf().db, turn, slice)).toMatchObject({ accepted: { length: 3 }, failed: 0, pause: null });
+  const payers = await db.query("SELECT DISTINCT key_id FROM rollouts WHERE dataset_id = $1", [id]);
+  expect(payers).toEqual([{ key_id: other.key_id }]);
+  await assertAddsUp(fixture, id);
+});
+
 test("a runner that froze while it collected notes nothing a second time", async () => {
   const id = await fixture.add({ rows: 6 });
   const { db } = partsOf();
@@ -96,9 +116,9 @@ test("a runner that froze while it collected notes nothing a second time", async
   await feedSlice(db, first, await prepared(id));
   await fixture.engine();
   const second = await takeAndFreeze(id, "turn_second");
-  expect(await collectFinished(first, partsOf())).toBeNull();
-  expect(await collectFinished(second, partsOf())).toHaveLength(6);
-  expect(await collectFinished(second, partsOf())).toEqual([]);
+  expect(await collectFinished(first, partsOf(), new Map())).toBeNull();
+  expect(await collectFinished(second, partsOf(), new Map())).toHaveLength(6);
+  expect(await collectFinished(second, partsOf(), new Map())).toEqual([]);
   await assertAddsUp(fixture, id);
   expect(await finishDataset(first, partsOf(), never)).toBe(false);
   expect(await fixture.read(id)).toMatchObject({ state: "running" });
@@ -111,7 +131,10 @@ test("two collections of one turn at once note each row once", async () => {
   const turn = await takeAndFreeze(id, "turn_twice");
   await feedSlice(partsOf().db, turn, await prepared(id));
   await fixture.engine();
-  const both = await Promise.all([collectFinished(turn, partsOf()), collectFinished(turn, partsOf())]);
+  const both = await Promise.all([
+    collectFinished(turn, partsOf(), new Map()),
+    collectFinished(turn, partsOf(), new Map()),
+  ]);
   expect(both.map((states) => states?.length).toSorted((a = 0, b = 0) => b - a)).toEqual([20, 0]);
   await assertAddsUp(fixture, id);
 });
@@ -136,12 +159,12 @@ test("three runners on the same datasets charge each row once", async () => {
   for (let i = 0; i < 3; i++) await fixture.start();
   fixture.startEngine();
   for (const id of ids) {
-    expect(await fixture.until(id, ({ state }) => state === "completed", 25_000)).toMatchObject({ rows_succeeded: 60 });
+    expect(await fixture.until(id, ({ state }) => state === "completed", 60_000)).toMatchObject({ rows_succeeded: 60 });
     await assertAddsUp(fixture, id);
   }
   const [row] = await fixture.database.db.query<{ rollouts: number }>("SELECT count(*)::int AS rollouts FROM rollouts");
   expect(row?.rollouts).toBe(300);
-});
+}, 120_000);
 
 test("a small dataset that comes later does not wait for a large one of somebody else's", async () => {
   const large = await fixture.add({ rows: 900 });
@@ -177,7 +200,7 @@ test("runners that are killed at any moment leave every row in one state, and ea
     if ((await fixture.read(id)).state === "completed") break;
   }
   await fixture.start();
-  const dataset = await fixture.until(id, ({ state }) => state === "completed", 30_000);
+  const dataset = await fixture.until(id, ({ state }) => state === "completed", 90_000);
   expect(dataset).toMatchObject({ rows_succeeded: 360, rows_failed: 40, rows_total: 400 });
   expect(dataset.charged_mils - dataset.refunded_mils).toBe(BigInt(360 * (fixture.numActions + 1) * PRICE));
   expect(await fixture.balance()).toBe(before - BigInt(360 * (fixture.numActions + 1) * PRICE));
@@ -187,7 +210,7 @@ test("runners that are killed at any moment leave every row in one state, and ea
   const keys = (await fixture.rows(id)).flatMap(({ video_key }) => video_key ?? []);
   expect(keys).toHaveLength(360);
   for (const key of keys) expect((await fixture.blobs.get(key)).toString(), key).toContain("the video of");
-}, 90_000);
+}, 180_000);
 
 function startRunnerProcess(): ChildProcess {
   return fork(fileURLToPath(new URL("runner-process.ts", import.meta.url)), {

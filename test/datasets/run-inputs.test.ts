@@ -1,7 +1,9 @@
 /** Rows whose inputs are fetched from URLs: what comes, what does not, and who else has to wait for it. */
+import { randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 
+import sharp from "sharp";
 import { afterEach, beforeEach, expect, test } from "vitest";
 
 import { BODY_BYTES_MAX } from "#contract/limits.ts";
@@ -78,7 +80,7 @@ test("a row whose inputs do not come, or are no good, fails with the reason and 
     response.writeHead(200, { "content-length": "1000" });
     response.write("x", () => response.destroy());
   };
-  answers["/endless.npy"] = (_, response) => response.end(Buffer.alloc(BODY_BYTES_MAX + 1));
+  answers["/endless.npy"] = (_, response) => response.end(Buffer.alloc(2 ** 20 + 1));
   answers["/nan.npy"] = (_, response) => {
     const file = fixture.actions(fixture.numActions);
     file.writeFloatLE(NaN, file.length - 4);
@@ -94,7 +96,7 @@ test("a row whose inputs do not come, or are no good, fails with the reason and 
     ["/none.npy?secret=1", "fetch_failed", /\/none\.npy answered 404, expected 200$/],
     ["/elsewhere.npy", "fetch_failed", /answered 302/],
     ["/broken-off.npy", "fetch_failed", /broken-off\.npy failed: .*, 3 times/],
-    ["/endless.npy", "fetch_failed", /more than 32 MB/],
+    ["/endless.npy", "fetch_failed", /answered with more than 1 MB$/],
     ["/frame.png", "invalid_input", /actions: expected a \.npy file/],
     ["/nan.npy", "invalid_input", /finite numbers, got NaN/],
   ];
@@ -126,6 +128,41 @@ test("a row whose inputs do not come, or are no good, fails with the reason and 
   await assertAddsUp(fixture, id);
   await assertBooksBalance(fixture.database.db);
 });
+
+test("large start frames are fetched few at once, and one beyond the limit fails its row", async () => {
+  const raw = { width: 1_400, height: 1_400, channels: 3 } as const;
+  const file = await sharp(randomBytes(1_400 * 1_400 * 3), { raw })
+    .png({ compressionLevel: 0 })
+    .toBuffer();
+  expect(file.length).toBeGreaterThan(4 * 2 ** 20);
+  const visits = new Map<string, number>();
+  let open = 0;
+  let openMost = 0;
+  const paths = Array.from({ length: 6 }, (_, i) => `/large-${i}.png`);
+  for (const path of paths) {
+    answers[path] = (_, response) => {
+      visits.set(path, (visits.get(path) ?? 0) + 1);
+      if (visits.get(path) === 1) {
+        response.end(file); // it is left off where it gets large
+        return;
+      }
+      openMost = Math.max(openMost, ++open);
+      setTimeout(() => response.end(file, () => (open -= 1)), 100);
+    };
+  }
+  answers["/huge.png"] = (_, response) => response.end(Buffer.alloc(BODY_BYTES_MAX + 1));
+  const id = await fixture.add({ rows: [...paths, "/huge.png"].map((path) => ({ frame: at(path) })) });
+  await fixture.start();
+  fixture.startEngine();
+  const dataset = await fixture.until(id, ({ state }) => state === "completed", 25_000);
+  const rows = await fixture.rows(id);
+  expect(rows[6]).toMatchObject({
+    error_code: "fetch_failed",
+    error_message: expect.stringMatching(/more than 32 MB$/),
+  });
+  expect(dataset).toMatchObject({ rows_succeeded: 6, rows_failed: 1 });
+  expect(openMost).toBe(2);
+}, 40_000);
 
 test("nothing is fetched from addresses that only we can reach", async () => {
   const id = await fixture.add({ rows: [{ actions: at("/actions.npy") }] });

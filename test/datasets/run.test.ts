@@ -4,6 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 
 import { blobKeys } from "#contract/jobs.ts";
 import { mils } from "#contract/mils.ts";
+import { cancelByOwner, pauseByOwner } from "#datasets/control.ts";
 import { rowRolloutId } from "#datasets/rollout-id.ts";
 import { createRunnerMetrics, showDatasets } from "#workers/runner/metrics.ts";
 import { IN_FLIGHT_MIN } from "#datasets/slice-policy.ts";
@@ -134,6 +135,25 @@ test("a video that got lost before it was collected fails its row and nothing el
   await assertAddsUp(fixture, id);
 });
 
+test("a video that cannot be copied keeps back no other row, not even a cancel, and is collected once it can be", async () => {
+  const id = await fixture.add({ rows: 300 });
+  const copy = fixture.blobs.copy.bind(fixture.blobs);
+  let broken = true;
+  fixture.blobs.copy = async (from, to) => {
+    if (broken && to.endsWith("/ep-2.mp4")) throw new Error("the store refuses this one");
+    await copy(from, to);
+  };
+  await fixture.start();
+  fixture.startEngine((rollout, video) => ((rollout.dataset_row ?? 0) <= 250 ? succeed(rollout, video) : null));
+  await fixture.until(id, ({ rows_succeeded }) => rows_succeeded === 249, 30_000);
+  await cancelByOwner(fixture.database.db, id, fixture.key);
+  await fixture.until(id, ({ rows_cancelled, rows_running }) => rows_cancelled === 50 && rows_running === 1, 30_000);
+  broken = false;
+  const dataset = await fixture.until(id, ({ state }) => state === "cancelled", 30_000);
+  expect(dataset).toMatchObject({ rows_succeeded: 250, rows_cancelled: 50 });
+  await assertAddsUp(fixture, id);
+}, 90_000);
+
 test("the budget is never exceeded, and a refund makes room in it", async () => {
   const each = (fixture.numActions + 1) * PRICE;
   const id = await fixture.add({ rows: 12, budget: mils(5 * each + 1) });
@@ -181,6 +201,29 @@ test("a model that is gone pauses the dataset instead of failing its rows", asyn
   const dataset = await fixture.until(id, ({ state }) => state === "paused");
   expect(dataset).toMatchObject({ pause_reason: "model_unavailable", rows_pending: 2 });
   expect(dataset.message).toContain("no-such-model");
+});
+
+test("a model that goes while the last rows run holds nothing up, and neither does a pause", async () => {
+  const gone = await fixture.add({ rows: 2 });
+  const paused = await fixture.add({ rows: 2 });
+  const runner = await fixture.start();
+  for (const id of [gone, paused]) await fixture.until(id, ({ rows_running }) => rows_running === 2);
+  await runner.stop();
+  await pauseByOwner(fixture.database.db, paused, fixture.key);
+  await fixture.start({ models: [] });
+  fixture.startEngine();
+  for (const id of [gone, paused]) {
+    const dataset = await fixture.until(id, ({ state }) => state === "completed");
+    expect(dataset).toMatchObject({ rows_succeeded: 2, pause_reason: null, message: null });
+  }
+});
+
+test("a paused dataset whose last rows ended before its runner looked again is completed all the same", async () => {
+  const id = await fixture.add({ rows: 0, invalid: 1 });
+  await pauseByOwner(fixture.database.db, id, fixture.key);
+  await fixture.start();
+  const dataset = await fixture.until(id, ({ state }) => state === "completed");
+  expect(dataset.pause_reason).toBeNull();
 });
 
 test("a dataset of bad rows only, and one that is empty, are completed at once", async () => {

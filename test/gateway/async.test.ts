@@ -51,6 +51,24 @@ async function stored(id: string): Promise<Rollout> {
 }
 
 describe("submitting", () => {
+  test("is answered with 202 also while nobody can tell how the workers are: it is paid, and must not be sent again", async () => {
+    const away = await startTestGateway({
+      pools: { poolStates: () => Promise.reject(new Error("the queue is away")) },
+    });
+    try {
+      away.worker.fate = "hang";
+      const payer = await away.newKey(mils(490));
+      const form = await rolloutParts(JSON.stringify({ mode: "async" }));
+      const answer = await postForm(away.app, "/v1/rollouts", payer.api_key, form);
+      expect(answer.statusCode).toBe(202);
+      expect(Number(answer.headers["retry-after"])).toBeGreaterThan(0);
+      const shown = await getWithKey(away.app, `/v1/rollouts/${answer.json().id}`, payer.api_key);
+      expect(shown.statusCode).toBe(200);
+    } finally {
+      await away.stop();
+    }
+  });
+
   test("answers 202 with the envelope and where to look, charged once and queued behind whoever waits", async () => {
     t.worker.fate = "hang";
     const answer = await submit({ seed: 7 }, { host: "dream.example" });
@@ -258,13 +276,17 @@ describe("asking", () => {
       async () => (await stored(id)).status,
       (status) => status === "dispatched",
     );
-    expect((await show(id)).json()).toMatchObject({ status: "queued", frames_done: null, queue_position: null });
+    // No worker has begun it: it can still expire, and has no beginning to show.
+    const waits = { status: "queued", frames_done: null, queue_position: null, started: null };
+    const start_by = Math.floor(((await stored(id)).start_by?.getTime() ?? 0) / 1000);
+    expect((await show(id)).json()).toMatchObject({ ...waits, start_by });
     await t.queues.signals.publish({ kind: "progress", rollout_id: id, frames: 25 });
     const running = await eventually(
       () => show(id),
       (answer) => answer.json().status === "running",
     );
     expect(running.json()).toMatchObject({ frames_done: 25, frames_total: 49, start_by: null, expires_at: null });
+    expect(running.json().started).toBeGreaterThan(0);
     expect(running.headers["retry-after"]).toBe("1");
     await t.worker.finishHanging();
     const done = await show(id);

@@ -175,6 +175,20 @@ test.for([
   expect(answer.statusCode).toBe(422);
 });
 
+test.for([
+  ["/v1/rollouts?statis=failed", "statis: there is no such parameter, expected limit, after, status, model, "],
+  ["/v1/datasets?limit=1&status=running", "status: there is no such parameter, expected limit, after, state"],
+  ["/v1/datasets/dataset_0/rows?status=failed", "status: there is no such parameter, expected limit, after, state"],
+  [
+    "/v1/webhooks/deliveries?status=failed",
+    "status: there is no such parameter, expected endpoint, rollout, dataset, ",
+  ],
+] as const)("a filter that does not exist is refused, naming those that do: %s", async ([url, message]) => {
+  const answer = await getWithKey(t.app, url, key.api_key);
+  expect(answer.statusCode).toBe(422);
+  expect(answer.json().detail).toContain(message);
+});
+
 test("a synchronous rollout is in the list like any other", async () => {
   const own = await t.newKey();
   const { id } = await accept(t.db, own, { waiter_id: "gateway_test" });

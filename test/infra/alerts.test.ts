@@ -89,10 +89,17 @@ const promtool = await run("promtool", ["--version"]).then(
   () => false, // not installed
 );
 
-test.skipIf(!promtool)("promtool accepts the rules and their tests pass", async () => {
-  const options = { cwd: FOLDER };
-  await run("promtool", ["check", "rules", "alerts.yml"], options);
-  await run("promtool", ["check", "config", "--syntax-only", "prometheus.yml"], options);
-  const { stdout } = await run("promtool", ["test", "rules", "alerts.test.yml"], options);
-  expect(stdout).toContain("SUCCESS");
-});
+/** It replays days of samples, a few seconds of CPU; beside other tests it gets a share of one. */
+const PROMTOOL_TIMEOUT_MS = 120_000;
+
+test.skipIf(!promtool)(
+  "promtool accepts the rules and their tests pass",
+  async () => {
+    const options = { cwd: FOLDER };
+    await run("promtool", ["check", "rules", "alerts.yml"], options);
+    await run("promtool", ["check", "config", "--syntax-only", "prometheus.yml"], options);
+    const { stdout } = await run("promtool", ["test", "rules", "alerts.test.yml"], options);
+    expect(stdout).toContain("SUCCESS");
+  },
+  PROMTOOL_TIMEOUT_MS,
+);

@@ -9,6 +9,7 @@ import type { Signal } from "#queue/signals.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "../support/postgres.ts";
 import { freshRedisUrl } from "../support/redis.ts";
 import {
+  BYSTANDER,
   type ConsumerProcess,
   cutConnections,
   eventually,
@@ -413,6 +414,18 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
       await on.inState(id, "failed");
       await on.queue.add(id, { n: 2 });
       expect(await on.queue.find(id)).toEqual({ state: "failed", data: { n: 1 } });
+    });
+
+    test("a job that only stood beside what killed its workers outlives more of them", async ({ on }) => {
+      const id = newJobId();
+      await on.queue.add(id, { n: BYSTANDER });
+      for (let died = 0; died < 2; died++) {
+        const worker = await on.consumeElsewhere();
+        expect(await worker.next("active", RECOVERY_MS)).toMatchObject({ id, stalledCount: died });
+        await worker.kill();
+      }
+      const worker = await on.consumeElsewhere();
+      expect(await worker.next("active", RECOVERY_MS)).toMatchObject({ id, data: { n: BYSTANDER }, stalledCount: 2 });
     });
 
     test("a given-up job that was not reported is reported by the next consumer", async ({ on }) => {

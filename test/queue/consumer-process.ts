@@ -4,7 +4,7 @@
  */
 import { createLog } from "#platform/log.ts";
 
-import { type FromConsumer, openTestQueue, type QueueAddress, type ToConsumer } from "./test-queue.ts";
+import { BYSTANDER, type FromConsumer, openTestQueue, type QueueAddress, type ToConsumer } from "./test-queue.ts";
 
 const address = JSON.parse(process.env["QUEUE_ADDRESS"] ?? "{}") as QueueAddress; // written by startConsumerProcess
 const { queues, queue } = await openTestQueue(address, createLog("consumer", "silent"));
@@ -14,6 +14,7 @@ let told = Promise.withResolvers<ToConsumer>();
 await queues.signals.subscribe(["cancel"], (signal) => tell({ type: "signal", signal }));
 const consumer = await queue.consume({
   concurrency: 1,
+  isSuspect: ({ n }) => n !== BYSTANDER,
   async handle(job) {
     tell({ type: "active", id: job.id, data: job.data, stalledCount: job.stalledCount });
     let message = await told.promise;

@@ -16,6 +16,9 @@ const TestJob = Type.Object({ n: Type.Number() }, { additionalProperties: false 
 export type TestJob = Static<typeof TestJob>;
 const parseTestJob = parserOf(TestJob);
 
+/** A job's `n` that says: not me. */
+export const BYSTANDER = -1;
+
 export interface QueueAddress {
   readonly redis_url: string | undefined;
   readonly database_url: string;

@@ -224,6 +224,7 @@ test("an idempotency key that another gateway uses while the statement waits cos
       let rows: Promise<never[]> | undefined;
       await whileHeld(key, async () => {
         rows = db.query(text, params);
+        rows.catch(() => undefined); // it may fail before it is awaited below
         await untilWaitingForLocks(db, 1);
         await db.query(
           "INSERT INTO idempotency_keys (customer_id, key, fingerprint, rollout_id) VALUES ($1, $2, $3, $4)",

@@ -80,7 +80,7 @@ test("a leader whose term is over dispatches nothing", async () => {
   expect(await markDispatched(db, leader.epoch, [rollout.id])).toHaveLength(1);
 });
 
-test("what nobody waits for gets time to run when it is dispatched, and keeps what is more; a caller's patience is as it was", async () => {
+test("what nobody waits for gets time to run on top of the time to begin; a caller's patience is as it was", async () => {
   const key = await newCustomer(db);
   const soon = new Date(Date.now() + 10_000);
   const late = new Date(Date.now() + 24 * 3_600_000);
@@ -91,12 +91,21 @@ test("what nobody waits for gets time to run when it is dispatched, and keeps wh
   ];
   const ids = [patient.id, hurried.id, waitedFor.id];
   const marked = new Map((await markDispatched(db, leader.epoch, ids)).map((row) => [row.id, row]));
-  expect(marked.get(patient.id)?.deadline_at).toEqual(late);
+  expect(marked.get(patient.id)).toMatchObject({
+    start_by: late,
+    deadline_at: new Date(late.getTime() + ASYNC_RUN_MAX_MS),
+  });
   expect(marked.get(waitedFor.id)?.deadline_at).toEqual(soon);
   const run = marked.get(hurried.id);
-  expect((run?.deadline_at.getTime() ?? 0) - (run?.dispatched_at?.getTime() ?? 0)).toBe(ASYNC_RUN_MAX_MS);
-  // Its worker is told the same.
-  expect(run && predictJobOf(run).deadline_ms).toBe(run?.deadline_at.getTime());
+  expect(run?.deadline_at.getTime()).toBe(soon.getTime() + ASYNC_RUN_MAX_MS);
+  // Its worker is told the same, and that of a caller's nothing of it.
+  expect(run && predictJobOf(run)).toMatchObject({
+    start_by_ms: soon.getTime(),
+    deadline_ms: run?.deadline_at.getTime(),
+  });
+  const caller = marked.get(waitedFor.id);
+  expect(caller?.start_by).toBeNull();
+  expect(caller && predictJobOf(caller)).not.toHaveProperty("start_by_ms");
 });
 
 test("the job carries references and the debited mils, and is valid on the wire", async () => {

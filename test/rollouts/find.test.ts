@@ -108,6 +108,8 @@ test("percentiles are of what succeeded in the last 24 hours, and null without a
   expect(latency.engine_wall_ms).toEqual({ p50: 500, p99: 990, count: 100 });
   expect(latency.request_ms).toMatchObject({ p50: expect.any(Number), count: 100 });
   expect(latency.request_ms.p50).toBeLessThanOrEqual(latency.request_ms.p99 ?? 0);
+  // However many there are, no more than the latest so many are looked at.
+  expect((await latencyOf(db, model, now, 40)).engine_wall_ms).toEqual({ p50: 800, p99: 1000, count: 40 });
   const tomorrow = new Date(now.getTime() + 25 * 3_600_000);
   expect((await latencyOf(db, model, tomorrow)).engine_wall_ms.count).toBe(0);
 });

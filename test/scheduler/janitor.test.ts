@@ -5,6 +5,7 @@ import { join } from "node:path";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
 
+import type { BlobInfo } from "#blobs/blob-store.ts";
 import { createFsBlobs } from "#blobs/fs.ts";
 import { newRolloutId, type RolloutId } from "#contract/ids.ts";
 import { blobKeys } from "#contract/jobs.ts";
@@ -71,4 +72,24 @@ test("deletes old blobs that no rollout names, and nothing else", async () => {
   const exists = (key: string): Promise<boolean> => blobs.info(key).then((info) => info !== null);
   expect(await Promise.all(kept.map(exists))).toEqual(kept.map(() => true));
   expect(await Promise.all(orphans.map(exists))).toEqual(orphans.map(() => false));
+});
+
+test("spares an old blob that is written again while the others are looked at", async () => {
+  const blobs = createFsBlobs(folder);
+  const { db } = fixture.database;
+  const id = newRolloutId(randomBytes);
+  const [again, old] = [blobKeys.frame(id), blobKeys.actions(id)];
+  const hoursAgo = new Date(Date.now() - 2 * 3_600_000);
+  for (const key of [again, old]) {
+    await blobs.put(key, Buffer.from("x"));
+    await utimes(join(folder, key), hoursAgo, hoursAgo);
+  }
+  const options = { db, blobs: { ...blobs, list: listed }, clock: systemClock, log: silentLog };
+  async function* listed(prefix: string): AsyncGenerator<BlobInfo> {
+    yield* blobs.list(prefix);
+    await blobs.put(again, Buffer.from("paid by now"));
+  }
+  expect(await deleteOrphans(`rollouts/${id}`, options, new AbortController().signal)).toBe(1);
+  expect((await blobs.get(again)).toString()).toBe("paid by now");
+  expect(await blobs.info(old)).toBeNull();
 });

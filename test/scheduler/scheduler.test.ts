@@ -1,10 +1,11 @@
 import { Registry } from "prom-client";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
-import type { RolloutId } from "#contract/ids.ts";
+import { jobIdOf, type RolloutId } from "#contract/ids.ts";
 import { systemClock } from "#platform/clock.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import { createDatabase } from "#platform/database.ts";
+import { predictQueue } from "#queue/queues.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
 
@@ -75,6 +76,19 @@ test("dispatches what customers queue", async () => {
   const { id } = await accept(fixture.database.db, fixture.key);
   await fixture.queues.signals.publish({ kind: "queued" });
   expect(await dispatchOf(id)).toMatchObject({ status: "dispatched", attempt: 1 });
+});
+
+test("without any worker, what may wait for a second expires after it, refunded in full", async () => {
+  await start("only");
+  const { db } = fixture.database;
+  const { id, charge_mils } = await accept(db, fixture.key, { deadline_at: new Date(Date.now() + 1_000) });
+  await fixture.queues.signals.publish({ kind: "queued" });
+  const row = await eventually(async () => {
+    const now = await fixture.read(id);
+    return now.finished_at !== null && now;
+  });
+  expect(row).toMatchObject({ status: "expired", attempt: 1, refunded_mils: charge_mils });
+  expect(await predictQueue(fixture.queues, row.model).find(jobIdOf(id, 1))).toBeNull();
 });
 
 test("of two schedulers one leads; the other takes over with a higher epoch", async () => {

@@ -22,6 +22,7 @@ const cancelled: Outcome = { kind: "cancelled", frames_delivered: 0 };
 const facts = (overrides: Partial<Facts>): Facts => ({
   now_ms: IN_TIME,
   deadline_ms: DEADLINE,
+  start_by_ms: null,
   predict: null,
   settlement: null,
   result: null,
@@ -44,6 +45,15 @@ describe("a dispatched rollout that is not settled", () => {
     ["its job runs long past the deadline: it expires", { predict: "active", now_ms: LONG_PAST }, "expired"],
     ["its job waits long past the deadline: it expires", { predict: "waiting", now_ms: LONG_PAST }, "expired"],
     ["its job was never added: it is added again", {}, "add_again"],
+    ["no worker has begun it, and it is not too late", { predict: "waiting", start_by_ms: IN_TIME + 1 }, "wait"],
+    ["no worker has begun it when one must have: it expires", { predict: "waiting", start_by_ms: IN_TIME }, "expired"],
+    ["its job is gone, and it is too late to begin: it expires", { start_by_ms: IN_TIME }, "expired"],
+    ["it began in time: it goes on to its deadline", { predict: "active", start_by_ms: IN_TIME - 1_000 }, "wait"],
+    [
+      "its job is done and its settlement under way when it is too late to begin: we wait",
+      { settlement: { state: "waiting", outcome: delivered }, start_by_ms: IN_TIME },
+      "wait",
+    ],
     ["its job is gone and its deadline too: it is lost", { now_ms: LONG_PAST }, "failed lost"],
     ["its job failed: it failed", { predict: "failed" }, "failed engine_failed"],
     ["its job failed after delivering: it succeeded", { predict: "failed", result }, "succeeded"],
@@ -73,6 +83,7 @@ describe("a dispatched rollout that is not settled", () => {
   const anyFacts = fc.record<Facts>({
     now_ms: fc.integer({ min: DEADLINE - 60_000, max: DEADLINE + 60_000 }),
     deadline_ms: fc.constant(DEADLINE),
+    start_by_ms: fc.option(fc.integer({ min: DEADLINE - 60_000, max: DEADLINE })),
     predict: states,
     settlement: fc.option(
       fc.record({ state: fc.constantFrom<JobState>("waiting", "active", "failed"), outcome: fc.constant(delivered) }),
@@ -122,18 +133,21 @@ describe("a dispatched rollout that is not settled", () => {
 
 describe("the next look", () => {
   test("comes soon while a rollout is young, later when it is old, and punctually at the decisive moment", () => {
-    expect(lookAgainAt(5_000, 0, DEADLINE)).toBe(10_000);
-    expect(lookAgainAt(40_000, 0, DEADLINE)).toBe(50_000);
-    expect(lookAgainAt(900_000, 0, DEADLINE)).toBe(960_000);
-    expect(lookAgainAt(DEADLINE, 0, DEADLINE)).toBe(DEADLINE + DEADLINE_SLACK_MS);
-    expect(lookAgainAt(LONG_PAST, 0, DEADLINE)).toBeGreaterThan(LONG_PAST);
+    expect(lookAgainAt(5_000, 0, DEADLINE, null)).toBe(10_000);
+    expect(lookAgainAt(40_000, 0, DEADLINE, null)).toBe(50_000);
+    expect(lookAgainAt(900_000, 0, DEADLINE, null)).toBe(960_000);
+    expect(lookAgainAt(DEADLINE, 0, DEADLINE, null)).toBe(DEADLINE + DEADLINE_SLACK_MS);
+    expect(lookAgainAt(LONG_PAST, 0, DEADLINE, null)).toBeGreaterThan(LONG_PAST);
+    expect(lookAgainAt(40_000, 0, DEADLINE, 44_000)).toBe(44_000);
+    expect(lookAgainAt(44_000, 0, DEADLINE, 44_000)).toBe(55_000);
+    expect(lookAgainAt(5_000, 0, DEADLINE, 44_000)).toBe(10_000);
   });
 
   test("is always later than now", () => {
     fc.assert(
-      fc.property(fc.nat(), fc.nat(), fc.nat(), (age, dispatched, deadline) => {
+      fc.property(fc.nat(), fc.nat(), fc.nat(), fc.option(fc.nat()), (age, dispatched, deadline, startBy) => {
         const now = dispatched + age;
-        expect(lookAgainAt(now, dispatched, deadline)).toBeGreaterThan(now);
+        expect(lookAgainAt(now, dispatched, deadline, startBy)).toBeGreaterThan(now);
       }),
     );
   });

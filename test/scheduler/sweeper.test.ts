@@ -102,23 +102,49 @@ test("the scheduler died between commit and add: the job is added again under th
   expect(await fixture.read(rollout.id)).toMatchObject({ status: "dispatched", attempt: 1 });
 });
 
-test("what nobody waits for is left to wait for a worker until its time is over, then expired and taken out of the queue", async () => {
+test("what no worker has begun by its start_by expires, refunded in full, and is taken out of the workers' queue", async () => {
   const { db } = fixture.database;
-  const { id } = await accept(db, fixture.key, { lane: "bulk", deadline_at: new Date(Date.now() + 500) });
+  const { id } = await accept(db, fixture.key, { lane: "bulk", deadline_at: new Date(Date.now() + 1_000) });
   const [rollout] = await markDispatched(db, epoch, [id]);
   if (!rollout) throw new Error("not dispatched");
   const queue = predictQueue(fixture.queues, MODEL);
   await queue.add(jobIdOf(id, 1), predictJobOf(rollout));
-  // Later than its caller wanted it to have begun, and it has: only no worker is free.
-  let now = Date.now() + 60_000;
-  sweep({ clock: { now: () => now } });
-  await db.query("UPDATE rollouts SET sweep_at = now() WHERE id = $1", [id]);
-  await eventually(async () => ((await fixture.read(id)).sweep_at?.getTime() ?? 0) > Date.now());
-  expect((await fixture.read(id)).status).toBe("dispatched");
-
-  now = rollout.deadline_at.getTime() + 16_000; // and the time that a worker has to report
-  expect(await ended(id)).toMatchObject({ status: "expired", refunded_mils: rollout.charge_mils });
+  sweep();
+  const { status, refunded_mils, finished_at } = await ended(id);
+  expect({ status, refunded_mils }).toEqual({ status: "expired", refunded_mils: rollout.charge_mils });
+  expect(finished_at?.getTime()).toBeGreaterThanOrEqual(rollout.start_by?.getTime() ?? Number.POSITIVE_INFINITY);
+  expect(finished_at?.getTime()).toBeLessThan((rollout.start_by?.getTime() ?? 0) + 4_000);
   await eventually(async () => (await queue.find(jobIdOf(id, 1))) === null);
+});
+
+test("what a worker began in time, or has tried once, goes on after its start_by", async () => {
+  const { db } = fixture.database;
+  const queue = predictQueue(fixture.queues, MODEL);
+  const retried = await dispatched({ lane: "bulk", deadline_at: new Date(Date.now() - 1_000) });
+  await queue.add(jobIdOf(retried.id, 1), { ...predictJobOf(retried), alone: true });
+  sweep();
+  await lookedAt(retried.id);
+  expect((await fixture.read(retried.id)).status).toBe("dispatched");
+  await queue.remove(jobIdOf(retried.id, 1));
+  await sweeper?.stop();
+
+  const rollout = await dispatched({ lane: "bulk", deadline_at: new Date(Date.now() - 1_000) });
+  await queue.add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
+  const letGo = Promise.withResolvers<void>();
+  const consumer = await queue.consume({ concurrency: 1, handle: () => letGo.promise });
+  try {
+    await eventually(async () => (await queue.find(jobIdOf(rollout.id, 1)))?.state === "active");
+    let now = Date.now();
+    sweep({ clock: { now: () => now } });
+    await lookedAt(rollout.id);
+    expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+    now = rollout.deadline_at.getTime() + 16_000; // and the time that a worker has to report
+    expect(await ended(rollout.id)).toMatchObject({ status: "expired", refunded_mils: rollout.charge_mils });
+  } finally {
+    letGo.resolve();
+    await consumer.stop();
+    await db.query("UPDATE rollouts SET sweep_at = 'infinity' WHERE id = $1", [retried.id]);
+  }
 });
 
 test("what nobody came to run expires at its deadline, refunded, and its idempotency key is free", async () => {

@@ -44,6 +44,26 @@ async function create(payload: object = {}, key: CreatedKey = owner) {
   return answer.json<{ id: string; secret: string }>();
 }
 
+test.for([
+  [{ url: URL, events: "rollout.failed" }, /body\.events: expected an array, got "rollout\.failed"/],
+  [{ url: URL, description: 7 }, /body\.description: expected a string or null, got 7/],
+  [{ url: URL, description: "a\0b" }, /description/],
+  [{ url: [URL] }, /body\.url: expected a string, got \["https/],
+  [{ url: "https://hooks.example.com/\0" }, /url: expected a URL without control characters/],
+  [{ url: URL, __proto__: null, events_: [] }, /body\.events_: there is no such field/],
+] as const)("a body is taken as it was sent: %j is refused", async ([payload, message]) => {
+  const answer = await call("POST", "/v1/webhooks", payload);
+  expect([answer.statusCode, answer.json().error.message]).toEqual([422, expect.stringMatching(message)]);
+});
+
+test.for(["false", 0, null])("a webhook is not disabled by %j", async (enabled) => {
+  const { id } = await create();
+  const answer = await call("PATCH", `/v1/webhooks/${id}`, { enabled });
+  expect(answer.json().error.message).toMatch(/^body\.enabled: expected true or false, got/);
+  expect((await call("GET", `/v1/webhooks/${id}`)).json()).toMatchObject({ enabled: true });
+  await call("DELETE", `/v1/webhooks/${id}`);
+});
+
 test("one is made with its secret, listed without it, changed, and ended", async () => {
   const answer = await call("POST", "/v1/webhooks", { url: URL });
   expect(answer.statusCode).toBe(201);

@@ -105,13 +105,24 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     const earlier = await findResult(blobs, job.data);
     if (earlier) return settle(job.id, job.data, { kind: "succeeded", result: earlier });
 
+    if (isTooLateToBegin(job)) {
+      if (await job.stillOurs()) await settle(job.id, job.data, { kind: "expired" });
+      return;
+    }
+
     const place = { samples: job.data.k, alone: job.data.alone || job.stalledCount > 0 };
     if ((await admission.enter(place)) === "put_back") return putBack(job, job.data, "put_back");
     try {
+      if (place.alone && !job.data.begun_alone) await job.remember({ ...job.data, begun_alone: true });
       await run(job, place.alone, signal);
     } finally {
       admission.leave(place);
     }
+  }
+
+  /** What has run before began in time. */
+  function isTooLateToBegin({ data, stalledCount }: ActiveJob<PredictJob>): boolean {
+    return data.start_by_ms !== undefined && clock.now() > data.start_by_ms && stalledCount === 0 && !data.alone;
   }
 
   async function run(job: ActiveJob<PredictJob>, alone: boolean, signal: AbortSignal): Promise<void> {
@@ -158,6 +169,8 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     // Each job has at least one sample. Those that do not fit yet wait in `admission`.
     concurrency: samplesMax,
     handle,
+    // A worker's death counts against all that it holds; who of them was it shows when each runs alone.
+    isSuspect: ({ begun_alone }) => begun_alone ?? false,
     async onGivenUp(id, data, reason) {
       if (data === null) return; // not a job of ours; the sweep settles what its id names
       log.error({ job: id, reason }, "given up");

@@ -21,7 +21,7 @@ export function createRunnerMetrics(registry: Registry) {
     }),
     steps: new Histogram({
       name: "dream_dataset_step_seconds",
-      help: "Time of one step of work on a dataset: collect, prepare (inputs fetched and stored), feed (the debit), finish",
+      help: "Time of one step of work on a dataset: collect, prepare (inputs fetched and stored), feed (the debit), retry (rows put back), finish",
       labelNames: ["step"] as const,
       buckets: [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100],
       registers,

@@ -17,6 +17,7 @@ import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 import { startLoop } from "#platform/loop.ts";
 import type { Outbound } from "#platform/outbound.ts";
+import { createSlots } from "#platform/slots.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import type { Registry } from "prom-client";
 
@@ -48,6 +49,8 @@ const DATASETS_AT_ONCE = 16;
 const DATASETS_OF_ONE_CUSTOMER_AT_ONCE = 4;
 /** Signals come with every rollout that finishes; a dataset that was looked at in vain is free again by then. */
 const WAKE_AFTER_MS = IDLE_PAUSE_MS + 50;
+/** Of up to BODY_BYTES_MAX each. */
+const LARGE_INPUTS_AT_ONCE = 16;
 const SHOW_EVERY_MS = 15_000;
 
 export async function startRunner(options: RunnerOptions): Promise<Service> {
@@ -61,6 +64,7 @@ export async function startRunner(options: RunnerOptions): Promise<Service> {
     ),
     metrics,
     money: moneyMetricsOf(registry),
+    large: createSlots(LARGE_INPUTS_AT_ONCE),
     leaseMs: options.leaseMs ?? LEASE_MS,
     retryDelaysMs: options.retryDelaysMs ?? FETCH_RETRY_DELAYS_MS,
   };

@@ -1,14 +1,15 @@
 /**
- * One turn of work on one dataset: collect what has finished, then feed the next slice, or call off, or finish; again,
- * as long as that does something and the turn is short. Every step can be the last one that a process gets to do.
+ * One turn of work on one dataset: collect what has finished, then put rows back for a retry, or feed the next slice, or
+ * call off, or finish; again, as long as that does something and the turn is short. Every step can be the last one that a process gets to do.
  */
-import { collectFinished, type CollectParts } from "#datasets/collect.ts";
+import { collectFinished, type CollectParts, type Stuck } from "#datasets/collect.ts";
 import { callOffSome } from "#datasets/call-off.ts";
 import type { Dataset } from "#datasets/dataset.ts";
 import { feedSlice, nextSlice } from "#datasets/feed.ts";
 import { finishDataset, isOver } from "#datasets/finish.ts";
 import { pauseDataset } from "#datasets/pause.ts";
 import { type Prepared, type PrepareParts, prepareRows, type RunModel } from "#datasets/prepare.ts";
+import { putSomeBack } from "#datasets/retry.ts";
 import { endTurn, lockMine, readMine, renewTurn, type Turn } from "#datasets/turn.ts";
 import type { MoneyMetrics } from "#ledger/metrics.ts";
 import { settlesWithin } from "#platform/bounded.ts";
@@ -26,6 +27,8 @@ const RENEWALS_PER_LEASE = 3;
 export const IDLE_PAUSE_MS = 200;
 /** After an error: what is away is not back at once. */
 const ERROR_PAUSE_MS = 2_000;
+/** Rows that one line of the log names. */
+const STUCK_NAMED_MAX = 10;
 
 export interface TurnParts extends CollectParts, PrepareParts {
   readonly queues: QueueSystem;
@@ -51,15 +54,22 @@ export async function workOn(turn: Turn, parts: TurnParts, stopped: AbortSignal)
     );
   }, leaseMs / RENEWALS_PER_LEASE);
 
+  const stuck: Stuck = new Map();
   let didAny = false;
   let pauseMs = IDLE_PAUSE_MS;
   try {
     const until = clock.now() + TURN_MS;
-    while (!signal.aborted && clock.now() < until && (await round(turn, parts, signal))) didAny = true;
+    while (!signal.aborted && clock.now() < until && (await round(turn, parts, stuck, signal))) didAny = true;
     if (didAny) pauseMs = 0;
   } catch (error) {
     pauseMs = ERROR_PAUSE_MS;
     if (!signal.aborted) log.error({ err: error, dataset_id: turn.dataset_id }, "a turn of a dataset failed");
+  }
+  const [first] = stuck.values();
+  if (first !== undefined) {
+    pauseMs = ERROR_PAUSE_MS;
+    const rows = [...stuck.keys()].slice(0, STUCK_NAMED_MAX);
+    log.error({ err: first, dataset_id: turn.dataset_id, stuck: stuck.size, rows }, "videos of rows cannot be copied");
   }
   clearInterval(renewals);
   await endTurn(db, turn, pauseMs).catch((error: unknown) => {
@@ -69,10 +79,14 @@ export async function workOn(turn: Turn, parts: TurnParts, stopped: AbortSignal)
 }
 
 /** Whether it did something, so that the next round may, too. */
-async function round(turn: Turn, parts: TurnParts, signal: AbortSignal): Promise<boolean> {
-  const collected = await collect(turn, parts);
+async function round(turn: Turn, parts: TurnParts, stuck: Stuck, signal: AbortSignal): Promise<boolean> {
+  const collected = await collect(turn, parts, stuck);
   const dataset = await readMine(parts.db, turn);
   if (collected === null || !dataset || signal.aborted) return false;
+  // Also while it is paused, and before anything is fed: that may take its time.
+  if (dataset.retry_after !== null) {
+    return (await timed(parts, "retry", () => putSomeBack(turn, parts.db))) === true;
+  }
   if (isOver(dataset)) {
     return await timed(parts, "finish", () => finishDataset(turn, parts, signal));
   }
@@ -82,20 +96,29 @@ async function round(turn: Turn, parts: TurnParts, signal: AbortSignal): Promise
     return ended !== null && ended + collected > 0;
   }
   if (dataset.state !== "running") return collected > 0;
-  const fed = await feedNext(turn, dataset, parts, signal);
+  const fed = await feedNext(turn, dataset, parts, stuck, signal);
   return fed + collected > 0;
 }
 
-/** How many rows ended; null when the turn is another one's. */
-async function collect(turn: Turn, parts: TurnParts): Promise<number | null> {
-  const states = await timed(parts, "collect", () => collectFinished(turn, parts));
+/** How many rows ended, or got stuck just now; null when the turn is another one's. */
+async function collect(turn: Turn, parts: TurnParts, stuck: Stuck): Promise<number | null> {
+  const stuckBefore = stuck.size;
+  const states = await timed(parts, "collect", () => collectFinished(turn, parts, stuck));
   for (const outcome of states ?? []) parts.metrics.rows.inc({ outcome });
-  return states && states.length;
+  return states && states.length + stuck.size - stuckBefore;
 }
 
 /** How many rows were taken up, or failed before they could be. */
-async function feedNext(turn: Turn, dataset: Dataset, parts: TurnParts, signal: AbortSignal): Promise<number> {
+async function feedNext(
+  turn: Turn,
+  dataset: Dataset,
+  parts: TurnParts,
+  stuck: Stuck,
+  signal: AbortSignal,
+): Promise<number> {
   const { db, clock, queues, metrics, money, log } = parts;
+  // Before the model is asked for: the last rows of a dataset end without it.
+  if (dataset.rows_pending === 0) return 0;
   const model = parts.models.get(dataset.model);
   if (!model) {
     await pauseForModel(turn, parts);
@@ -104,7 +127,7 @@ async function feedNext(turn: Turn, dataset: Dataset, parts: TurnParts, signal: 
   const rows = await nextSlice(db, dataset, clock.now());
   if (rows.length === 0) return 0;
   const slice = await timed(parts, "prepare", () =>
-    collectingMeanwhile(turn, parts, signal, (end) => prepareRows(dataset, rows, model, parts, end)),
+    collectingMeanwhile(turn, parts, stuck, signal, (end) => prepareRows(dataset, rows, model, parts, end)),
   );
   if (signal.aborted || slice.length === 0) return 0;
   const fed = await timed(parts, "feed", () => feedSlice(db, turn, slice));
@@ -121,6 +144,7 @@ async function feedNext(turn: Turn, dataset: Dataset, parts: TurnParts, signal: 
 async function collectingMeanwhile(
   turn: Turn,
   parts: TurnParts,
+  stuck: Stuck,
   signal: AbortSignal,
   prepare: (end: AbortSignal) => Promise<Prepared[]>,
 ): Promise<Prepared[]> {
@@ -128,7 +152,7 @@ async function collectingMeanwhile(
   const preparing = prepare(AbortSignal.any([signal, ended.signal]));
   try {
     while (!(await settlesWithin(COLLECT_EVERY_MS, preparing))) {
-      await collect(turn, parts);
+      await collect(turn, parts, stuck);
       const dataset = await readMine(parts.db, turn);
       // Paused, cancelled, or another one's: nothing of the slice will be paid for.
       if (dataset?.state !== "running") ended.abort();

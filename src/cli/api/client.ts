@@ -10,11 +10,14 @@ import { Compile } from "typebox/compile";
 import { UserError } from "../user-error.ts";
 import type { Form } from "./multipart.ts";
 import { ApiProblem, noAnswer, problemOf } from "./problem.ts";
-import { parseWireJson } from "./wire-json.ts";
+import { parseWireJson } from "#contract/wire-json.ts";
 
 export interface ApiOptions {
-  /** Base URL without a slash at its end; `/m/<slug>` may be part of it. */
-  readonly url: string;
+  /**
+   * Base URL without a slash at its end; `/m/<slug>` may be part of it. A function is asked before every try, so that a
+   * server that comes up elsewhere is found.
+   */
+  readonly url: string | (() => Promise<string>);
   /** Null for a server with AUTH=off. */
   readonly key: string | null;
   /** How long calls that may be repeated go on being repeated, from their first failure on. */
@@ -43,7 +46,6 @@ export interface CallOptions {
 type Read<T> = (response: Response) => Promise<T>;
 
 export interface Api {
-  readonly url: string;
   get<S extends TSchema>(path: string, schema: S, options?: CallOptions): Promise<Static<S>>;
   post<S extends TSchema>(path: string, schema: S, options?: CallOptions): Promise<Static<S>>;
   /** The answer itself, its body unread; any 2xx. */
@@ -60,8 +62,14 @@ const ANSWER_TIMEOUT_MS = 60_000;
 const PASSING_STATUSES = [502, 503, 504];
 
 export function createApi({ url, key, patienceMs = PATIENCE_MS, onRetry = () => undefined }: ApiOptions): Api {
+  const locate = typeof url === "string" ? async () => url : url;
+
   /** The limit is on what `read` takes, too. */
-  async function once<T>(method: string, target: URL, options: CallOptions, read: Read<T>): Promise<T> {
+  async function once<T>(method: string, path: string, options: CallOptions, read: Read<T>): Promise<T> {
+    const target = new URL(`${await locate()}${path}`);
+    for (const [name, value] of Object.entries(options.query ?? {})) {
+      if (value !== undefined) target.searchParams.set(name, String(value));
+    }
     const headers: Record<string, string> = key === null ? {} : { authorization: `Bearer ${key}` };
     if (options.idempotencyKey !== undefined) headers["idempotency-key"] = options.idempotencyKey;
     const limitMs = options.timeoutMs ?? (options.form ? undefined : ANSWER_TIMEOUT_MS);
@@ -84,33 +92,32 @@ export function createApi({ url, key, patienceMs = PATIENCE_MS, onRetry = () => 
   }
 
   async function send<T>(method: "GET" | "POST", path: string, options: CallOptions, read: Read<T>): Promise<T> {
-    const target = new URL(`${url}${path}`);
-    for (const [name, value] of Object.entries(options.query ?? {})) {
-      if (value !== undefined) target.searchParams.set(name, String(value));
-    }
     const repeatable = method === "GET" || options.idempotencyKey !== undefined || options.repeatable === true;
     const rules = { repeatable, patienceMs: options.patienceMs ?? patienceMs, onRetry, signal: options.signal };
-    return patiently(rules, () => once(method, target, options, read));
+    return patiently(rules, () => once(method, path, options, read));
   }
 
   async function call<S extends TSchema>(method: "GET" | "POST", path: string, schema: S, options: CallOptions = {}) {
-    const value = parsed(await send(method, path, options, (response) => response.text()));
+    const value = await parsed(await send(method, path, options, (response) => response.text()));
     const check = Compile(schema);
     if (check.Check(value)) return value;
     const { instancePath, message } = check.Errors(value)[0] ?? {};
-    throw new UserError(`${url}${path} answered what this version does not know: ${instancePath} ${message}`);
+    throw new UserError(
+      `${await locate()}${path} answered what this version does not know: ${instancePath} ${message}`,
+    );
   }
 
-  function parsed(text: string): unknown {
+  async function parsed(text: string): Promise<unknown> {
     try {
       return parseWireJson(text);
     } catch (error) {
-      throw new UserError(`${url} answered something else than JSON. Is it the API's base URL?`, { cause: error });
+      throw new UserError(`${await locate()} answered something else than JSON. Is it the API's base URL?`, {
+        cause: error,
+      });
     }
   }
 
   return {
-    url,
     open: (method, path, options = {}) => send(method, path, options, async (response) => response),
     get: (path, schema, options) => call("GET", path, schema, options),
     post: (path, schema, options) => call("POST", path, schema, options),

@@ -52,6 +52,7 @@ export async function download({ open, file, bytes, version, signal, onBytes }: 
           written += chunk.length;
           onBytes?.(chunk.length);
           yield chunk;
+          if (expected !== null && written > expected) return; // told below; it may have no end
         }
       },
       // At its place rather than at the end: two downloads into one folder write the same bytes to the same places.

@@ -2,8 +2,9 @@
 import { withoutSecrets } from "#platform/log.ts";
 
 import { EXIT, type ExitCode } from "../exit-codes.ts";
+import { visible } from "../output.ts";
 import { UserError } from "../user-error.ts";
-import { parseWireJson } from "./wire-json.ts";
+import { parseWireJson } from "#contract/wire-json.ts";
 
 const DETAIL_CHARS_MAX = 500;
 
@@ -23,7 +24,7 @@ export class ApiProblem extends UserError {
     facts: { status: number | null; code: string | null; detail?: unknown; retryAfterMs?: number | null },
     options: { cause?: unknown } = {},
   ) {
-    super(message, options);
+    super(visible(message), options);
     this.status = facts.status;
     this.code = facts.code;
     this.detail = facts.detail;

@@ -2,10 +2,12 @@
 import { type Static, type TSchema, Type } from "typebox";
 
 const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
+/** Becomes part of file names, so it is none of a path. */
+const Id = Type.String({ pattern: "^[A-Za-z0-9_-]{1,100}$" });
 const Problem = Type.Object({ code: Type.String(), message: Type.String() });
 
 export const RolloutReply = Type.Object({
-  id: Type.String(),
+  id: Id,
   model: Type.String(),
   created: Type.Integer(),
   status: Type.String(),
@@ -43,7 +45,7 @@ export const BadRows = Type.Array(BadRow);
 export type BadRows = Static<typeof BadRows>;
 
 export const DatasetReply = Type.Object({
-  id: Type.String(),
+  id: Id,
   name: Nullable(Type.String()),
   model: Type.String(),
   state: Type.String(),
@@ -87,7 +89,7 @@ export const RowReply = Type.Object({
   id: Nullable(Type.String()),
   state: Type.String(),
   error: Nullable(Problem),
-  rollout_id: Nullable(Type.String()),
+  rollout_id: Nullable(Id),
   request_id: Nullable(Type.String()),
   frames: Nullable(Type.Integer()),
   charged_mils: Type.Integer(),

@@ -17,11 +17,17 @@ import {
 import { createDataset, tellCreated } from "../datasets/create.ts";
 import { downloadDataset } from "../datasets/download.ts";
 import { badRowsText, datasetText, isAtRest, stateText } from "../datasets/show.ts";
-import { watch } from "../datasets/watch.ts";
+import { watch, type WatchOptions } from "../datasets/watch.ts";
 import { timeText } from "../output.ts";
 import { listAll } from "../paging.ts";
+import { userPath } from "../user-path.ts";
 
-interface CreateOptions extends CustomerOptions {
+interface HowToWatch {
+  readonly throughPauses?: true;
+  readonly contactSheet?: string | boolean;
+}
+
+interface CreateOptions extends CustomerOptions, HowToWatch {
   readonly name?: string;
   readonly model?: string;
   readonly onInvalid?: string;
@@ -62,7 +68,10 @@ export function addDatasets(program: Command): void {
       .option("--webhook-url <url>", "is told of its end")
       .option("--metadata <json>", "an object that goes with it", parseObject)
       .option("--idempotency-key <key>", "the same key gives the same dataset; default: a new one")
-      .option("--watch", "then watch it"),
+      .option("--watch", "then watch it, with what follows as of datasets watch")
+      .option("--through-pauses", "go on when it pauses")
+      .option("--contact-sheet <png>", "where the image of some rollouts goes; default <id>.png")
+      .option("--no-contact-sheet", "make none"),
     { waits: true },
   ).action(create);
   withCustomer(
@@ -107,10 +116,9 @@ export function addDatasets(program: Command): void {
   withCustomer(
     datasets
       .command("download <id>")
-      .description("videos/<row_id>.mp4 and metadata; run it again to go on, or for what has been added")
+      .description("videos/<row_id>.mp4, metadata and results; run it again to go on, or for what has been added")
       .option("--out <folder>", "default: the dataset's id")
-      .option("--parallel <n>", `videos at once, up to ${PARALLEL_MAX}`, parseParallel, PARALLEL_DEFAULT)
-      .option("--metadata <formats>", "jsonl, parquet or both", parseFormats, ["jsonl", "parquet"] as const),
+      .option("--parallel <n>", `videos at once, up to ${PARALLEL_MAX}`, parseParallel, PARALLEL_DEFAULT),
     { waits: true },
   ).action(download);
 }
@@ -130,10 +138,14 @@ async function create(source: string, options: CreateOptions): Promise<void> {
     webhook_url: options.webhookUrl,
     metadata: options.metadata,
   };
-  const dataset = await createDataset(customer, { path: source, params, idempotencyKey: options.idempotencyKey });
+  const dataset = await createDataset(customer, {
+    path: userPath(source),
+    params,
+    idempotencyKey: options.idempotencyKey,
+  });
   tellCreated(customer, dataset);
   // One document: with --watch it is the one of the end.
-  if (options.watch) await watch(customer, dataset.id, { contactSheet: undefined, throughPauses: false });
+  if (options.watch) await watch(customer, dataset.id, watchOptionsOf(options));
   else customer.out.document(dataset);
 }
 
@@ -165,16 +177,17 @@ async function show(id: string, options: CustomerOptions): Promise<void> {
   out.say(datasetText(dataset) + (problems.length === 0 ? "" : `\n\n${badRowsText(problems)}`));
 }
 
-async function watchCommand(
-  id: string,
-  options: CustomerOptions & { throughPauses?: true; contactSheet?: string | boolean },
-): Promise<void> {
-  const customer = await openCustomer(options);
-  await watch(customer, id, {
-    contactSheet: options.contactSheet,
-    throughPauses: options.throughPauses === true,
-  });
+async function watchCommand(id: string, options: CustomerOptions & HowToWatch): Promise<void> {
+  await watch(await openCustomer(options), id, watchOptionsOf(options));
 }
+
+const watchOptionsOf = ({ contactSheet, throughPauses }: HowToWatch): WatchOptions => ({
+  contactSheet:
+    contactSheet === false
+      ? null
+      : (dataset) => userPath(typeof contactSheet === "string" ? contactSheet : `${dataset.id}.png`),
+  throughPauses: throughPauses === true,
+});
 
 /** A second pause or cancellation changes nothing; a second resume or retry may, so those are sent once. */
 function actOn(action: "pause" | "resume" | "cancel" | "retry") {
@@ -213,17 +226,9 @@ async function rows(
   });
 }
 
-async function download(
-  id: string,
-  options: CustomerOptions & { out?: string; parallel: number; metadata: readonly ("jsonl" | "parquet")[] },
-): Promise<void> {
+async function download(id: string, options: CustomerOptions & { out?: string; parallel: number }): Promise<void> {
   const customer = await openCustomer(options);
-  await downloadDataset(customer, {
-    id,
-    folder: options.out ?? id,
-    parallel: options.parallel,
-    formats: options.metadata,
-  });
+  await downloadDataset(customer, { id, folder: userPath(options.out ?? id), parallel: options.parallel });
 }
 
 const pathOf = (id: string): string => `/v1/datasets/${encodeURIComponent(id)}`;
@@ -255,11 +260,4 @@ function parseParallel(text: string): number {
   const count = parseCount(text);
   if (count > PARALLEL_MAX) throw new InvalidArgumentError(`expected at most ${PARALLEL_MAX}, got ${count}`);
   return count;
-}
-
-function parseFormats(text: string): readonly ("jsonl" | "parquet")[] {
-  if (text === "both") return ["jsonl", "parquet"];
-  if (text !== "jsonl" && text !== "parquet")
-    throw new InvalidArgumentError(`expected jsonl, parquet or both, got ${text}`);
-  return [text];
 }

@@ -12,7 +12,7 @@ import { readConfig } from "#platform/config.ts";
 
 import { createForm, uploadOf } from "../api/multipart.ts";
 import { RolloutReply } from "../api/replies.ts";
-import { wireJsonText } from "../api/wire-json.ts";
+import { wireJsonText } from "#contract/wire-json.ts";
 import { type Bar, createBar } from "../bars.ts";
 import { frameSheet } from "../contact-sheet.ts";
 import {
@@ -25,9 +25,10 @@ import {
   withCustomer,
 } from "../customer-options.ts";
 import { interruptible } from "../interrupt.ts";
+import { visible } from "../output.ts";
 import { errorText, saveVideos } from "../rollouts/save.ts";
 import { exitCodeOf, stateText, untilDone } from "../rollouts/wait.ts";
-import { UserError } from "../user-error.ts";
+import { cannotRead, userPath } from "../user-path.ts";
 
 interface PredictOptions extends CustomerOptions {
   readonly frame: string;
@@ -68,7 +69,9 @@ export function addPredict(program: Command): void {
 }
 
 async function predict(options: PredictOptions): Promise<void> {
-  const [frame, actions] = await Promise.all([read(options.frame), read(options.actions)]);
+  const [frame, actions] = await Promise.all([read(userPath(options.frame)), read(userPath(options.actions))]);
+  const out = userPath(options.out);
+  const sheet = options.contactSheet === undefined ? null : userPath(options.contactSheet);
   const customer = await openCustomer(options);
   let rollout: RolloutReply | null = null;
 
@@ -86,15 +89,14 @@ async function predict(options: PredictOptions): Promise<void> {
       if (done.status !== "succeeded") {
         customer.out.document(done);
         process.exitCode = exitCodeOf([done]);
-        process.stderr.write(`${done.id} is ${done.status}${errorText(done)}; it cost nothing (${done.request_id})\n`);
+        const ended = `${done.id} is ${done.status}${errorText(done)}; it cost nothing (${done.request_id})`;
+        process.stderr.write(`${visible(ended)}\n`);
         return;
       }
-      const [video = options.out] = await saveVideos(customer, done, options.out, signal);
+      const [video = out] = await saveVideos(customer, done, out, signal);
       const totalMs = performance.now() - startedMs;
-      if (options.contactSheet !== undefined) {
-        await frameSheet(readConfig(process.env).FFMPEG_PATH, video, done.frames, options.contactSheet);
-      }
-      customer.out.document({ ...done, file: video, contact_sheet: options.contactSheet ?? null });
+      if (sheet !== null) await frameSheet(readConfig(process.env).FFMPEG_PATH, video, done.frames, sheet);
+      customer.out.document({ ...done, file: video, contact_sheet: sheet });
       if (!customer.out.json) customer.out.say(summary(done, video, totalMs));
     },
     () => cancelled(customer, rollout),
@@ -162,6 +164,6 @@ async function read(file: string): Promise<Buffer> {
   try {
     return await readFile(file);
   } catch (error) {
-    throw new UserError(`Cannot read ${file}.`, { cause: error });
+    throw cannotRead(file, error);
   }
 }

@@ -14,6 +14,7 @@ import { timeText } from "../output.ts";
 import { listAll, parseTime } from "../paging.ts";
 import { errorText, saveVideos } from "../rollouts/save.ts";
 import { exitCodeOf, isDone, stateText, untilDone } from "../rollouts/wait.ts";
+import { userPath } from "../user-path.ts";
 
 interface ListOptions extends CustomerOptions {
   readonly status?: string;
@@ -166,7 +167,7 @@ async function save(id: string, options: CustomerOptions & { out?: string }): Pr
   await interruptible(
     async (signal) => {
       const rollout = await api.get(pathOf(id), RolloutReply, { signal });
-      const files = await saveVideos(customer, rollout, options.out ?? `${rollout.id}.mp4`, signal);
+      const files = await saveVideos(customer, rollout, userPath(options.out ?? `${rollout.id}.mp4`), signal);
       out.document({ ...rollout, files });
       if (!out.json) out.say(files.join("\n"));
     },

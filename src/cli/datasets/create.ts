@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import { createForm, type Upload } from "../api/multipart.ts";
 import { ApiProblem } from "../api/problem.ts";
 import { BadRows, DatasetReply } from "../api/replies.ts";
-import { wireJsonText } from "../api/wire-json.ts";
+import { wireJsonText } from "#contract/wire-json.ts";
 import { createBar } from "../bars.ts";
 import type { Customer } from "../customer-options.ts";
 import { interruptible } from "../interrupt.ts";
@@ -27,7 +27,7 @@ export async function createDataset(customer: Customer, request: CreateRequest):
   const source = await openSource(request.path);
   if (source.leftOut > 0) {
     process.stderr.write(
-      `${source.leftOut} files of ${request.path} are left out: neither frame, actions nor manifest.jsonl.\n`,
+      `${source.leftOut} ${source.leftOut === 1 ? "file" : "files"} of ${request.path} left out: neither frame, actions nor manifest.jsonl.\n`,
     );
   }
   const form = createForm([

@@ -1,6 +1,6 @@
 /**
- * `datasets download`: videos and metadata in the layout of the store, `videos/<row_id>.mp4` beside
- * `metadata.jsonl|parquet`. May be broken off and run again, also while the dataset still runs.
+ * `datasets download`: videos and records in the layout of the store, `videos/<row_id>.mp4` beside `metadata.parquet` and
+ * `results.jsonl|parquet`. May be broken off and run again, also while the dataset still runs.
  */
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -20,6 +20,8 @@ import { interruptible } from "../interrupt.ts";
 import { bytesText } from "../output.ts";
 import { eachOf } from "../paging.ts";
 import { UserError } from "../user-error.ts";
+import { cannotRead } from "../user-path.ts";
+import { writeMetadata } from "./metadata.ts";
 import { isAtRest, stateText } from "./show.ts";
 
 export interface DownloadRequest {
@@ -27,7 +29,6 @@ export interface DownloadRequest {
   readonly folder: string;
   /** Videos at once. */
   readonly parallel: number;
-  readonly formats: readonly ("jsonl" | "parquet")[];
 }
 
 interface Tally {
@@ -52,14 +53,18 @@ export async function downloadDataset(customer: Customer, request: DownloadReque
       const dataset = await api.get(pathOf(request.id), DatasetReply, { signal });
       await prepareFolder(folder, dataset.id);
       const tally = await downloadVideos(customer, dataset, request, signal);
-      const metadata: string[] = [];
-      for (const format of request.formats) metadata.push(await downloadResults(customer, request, format, signal));
+      const results = await downloadResults(customer, request, "jsonl", signal);
+      const files = [
+        await writeMetadata(folder, results, signal),
+        results,
+        await downloadResults(customer, request, "parquet", signal),
+      ];
 
       // Rows may have ended meanwhile: what was there at the beginning is what this run was for.
       const complete = isAtRest(dataset) && tally.failed === 0;
       const { downloaded, present, failed, bytes, failures } = tally;
       const videos = { downloaded, present, failed, bytes };
-      out.document({ dataset: dataset.id, state: dataset.state, folder, complete, videos, failures, metadata });
+      out.document({ dataset: dataset.id, state: dataset.state, folder, complete, videos, failures, files });
       if (!out.json) out.say(summary(dataset, folder, tally));
       for (const { id, message } of failures) process.stderr.write(`${id}: ${message}\n`);
       if (failed > 0) process.exitCode = EXIT.someFailed;
@@ -73,7 +78,7 @@ async function prepareFolder(folder: string, id: string): Promise<void> {
   const mark = join(folder, MARK);
   const text = await readFile(mark, "utf8").catch((error: unknown) => {
     if (errorCode(error) === "ENOENT") return null;
-    throw new UserError(`Cannot read ${mark}: ${errorCode(error) ?? "unreadable"}.`, { cause: error });
+    throw cannotRead(mark, error);
   });
   if (text !== null && !text.includes(`"${id}"`)) {
     throw new UserError(`${folder} holds another dataset (${mark}); choose another folder with --out.`);
@@ -171,11 +176,15 @@ async function downloadResults(
   format: "jsonl" | "parquet",
   signal: AbortSignal,
 ): Promise<string> {
-  const file = join(folder, `metadata.${format}`);
+  const file = join(folder, `results.${format}`);
   await patiently({ repeatable: true, patienceMs, onRetry: () => undefined, signal }, () =>
     download({
       open: (_from, idle) =>
-        api.open("GET", `${pathOf(id)}/results`, { query: { format }, signal: idle, patienceMs: 0 }),
+        api.open("GET", `${pathOf(id)}/results`, {
+          query: { format, links: "false" }, // they would be stale in an hour, and go wherever the folder goes
+          signal: idle,
+          patienceMs: 0,
+        }),
       file,
       bytes: null,
       version: "results",
@@ -191,7 +200,7 @@ function summary(dataset: DatasetReply, folder: string, { downloaded, present, f
   const lines = [
     `${folder}: ${downloaded} videos downloaded (${bytesText(bytes)}), ${present} were there already${failed > 0 ? `, ${failed} could not be fetched` : ""}.`,
   ];
-  if (missing > 0) lines.push(`${missing} of ${rows.total} rows have no video; the metadata says why.`);
+  if (missing > 0) lines.push(`${missing} of ${rows.total} rows have no video; results.jsonl says why.`);
   if (!isAtRest(dataset)) {
     lines.push(`The dataset is ${stateText(dataset)}: run this again later for the rest.`);
   }

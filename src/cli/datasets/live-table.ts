@@ -1,6 +1,6 @@
 /** A dataset as it moves: redrawn in place on a terminal, a line for each change elsewhere. */
 import type { DatasetReply } from "../api/replies.ts";
-import { tableText } from "../output.ts";
+import { tableText, visible } from "../output.ts";
 import { moneyText, paceText, rowsText, stateText } from "./show.ts";
 
 export interface LiveTable {
@@ -20,7 +20,11 @@ export function createLiveTable(terminal: NodeJS.WriteStream): LiveTable {
     show(dataset) {
       const width = terminal.columns ?? COLUMNS_DEFAULT;
       // A line that wraps would be counted as one and not be erased whole.
-      const lines = tableLines(dataset).map((line) => line.slice(0, width - 1));
+      const lines = tableLines(dataset).map((line) =>
+        visible(line)
+          .replaceAll("\n", " ")
+          .slice(0, width - 1),
+      );
       terminal.write(`${erase()}${lines.join("\n")}\n`);
       drawn = lines.length;
     },
@@ -31,13 +35,16 @@ export function createLiveTable(terminal: NodeJS.WriteStream): LiveTable {
   };
 }
 
-/** `say` gets a line whenever something changed. */
+/** `say` gets a line whenever something changed, and the dataset's message when that did. */
 export function createPlainLines(say: (line: string) => void): LiveTable {
   let last = "";
+  let said: string | null = null;
   return {
     show(dataset) {
-      const { progress } = dataset;
-      const line = `${stateText(dataset)} · ${progress.done} of ${progress.of} rows (${rowsText(dataset)}) · ${moneyText(dataset)}`;
+      const { progress, message } = dataset;
+      if (message !== null && message !== said) say(message);
+      said = message;
+      const line = `${stateText({ ...dataset, message: null })} · ${progress.done} of ${progress.of} rows (${rowsText(dataset)}) · ${moneyText(dataset)}`;
       if (line === last) return;
       last = line;
       say(`${line}${paceText(dataset)}`);

@@ -9,18 +9,23 @@ const usd = (amount: number): string => `$${usdText(mils(amount))}`;
 
 export function datasetText(dataset: DatasetReply): string {
   const { frames, cost, progress } = dataset;
-  const unmeasured = frames.rows_unmeasured === 0 ? "" : `, ${frames.rows_unmeasured} rows of them not measured yet`;
   return [
     `Dataset   ${dataset.id}${dataset.name === null ? "" : ` · ${dataset.name}`}`,
     `Model     ${dataset.model}`,
     `State     ${stateText(dataset)}`,
     `Created   ${timeText(dataset.created)} UTC${dataset.finished === null ? "" : `, finished ${timeText(dataset.finished)} UTC`}`,
     `Rows      ${rowsText(dataset)}`,
-    `Frames    ${frames.delivered} delivered of ${frames.expected} expected${unmeasured}`,
+    `Frames    ${frames.delivered} delivered of ${frames.expected} expected${unmeasuredText(dataset)}`,
     `Estimate  ${usd(cost.estimated_mils)} at ${cost.price_mils_per_frame} mils a frame${cost.budget_mils === null ? "" : `, budget ${usd(cost.budget_mils)}`}`,
     `Spent     ${usd(cost.spent_mils)}, held ${usd(cost.held_mils)}, refunded ${usd(cost.refunded_mils)}`,
     `Progress  ${progress.done} of ${progress.of}${paceText(dataset)}`,
   ].join("\n");
+}
+
+/** Of rows that ended before anybody looked at their actions nothing more is expected. */
+function unmeasuredText({ frames, rows }: DatasetReply): string {
+  const count = Math.min(frames.rows_unmeasured, rows.pending);
+  return count === 0 ? "" : `, ${count} ${count === 1 ? "row" : "rows"} not measured yet and taken for 49 each`;
 }
 
 /** "paused (insufficient_credits): what it waits for". */

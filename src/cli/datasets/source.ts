@@ -1,16 +1,15 @@
 /** What a dataset is created from: a manifest, an archive, or a folder, which goes over the wire as a tar. */
 import { createReadStream } from "node:fs";
 import { open, readdir, stat } from "node:fs/promises";
-import { basename, join, relative } from "node:path";
+import { basename, join, relative, sep } from "node:path";
 import { pipeline } from "node:stream/promises";
 
 import tar from "tar-stream";
 
 import { DATASET_BODY_BYTES_MAX } from "#contract/limits.ts";
-import { errorCode } from "#platform/error-code.ts";
-
 import type { Upload } from "../api/multipart.ts";
 import { UserError } from "../user-error.ts";
+import { cannotRead } from "../user-path.ts";
 
 export interface DatasetSource {
   readonly part: "manifest" | "archive";
@@ -30,7 +29,7 @@ const HEAD_BYTES = 512;
 /** Throws UserError for what is none of the three. */
 export async function openSource(path: string): Promise<DatasetSource> {
   const info = await stat(path).catch((error: unknown) => {
-    throw new UserError(`Cannot read ${path}: ${errorCode(error) ?? "unreadable"}.`, { cause: error });
+    throw cannotRead(path, error);
   });
   const source = info.isDirectory() ? await folderSource(path) : await fileSource(path, info.size);
   if (source.contentBytes > DATASET_BODY_BYTES_MAX) {
@@ -63,7 +62,9 @@ function kindOf(head: Buffer): { readonly part: DatasetSource["part"]; readonly 
 }
 
 async function headOf(path: string): Promise<Buffer> {
-  const file = await open(path);
+  const file = await open(path).catch((error: unknown) => {
+    throw cannotRead(path, error);
+  });
   try {
     const { buffer, bytesRead } = await file.read(Buffer.alloc(HEAD_BYTES), 0, HEAD_BYTES, 0);
     return buffer.subarray(0, bytesRead);
@@ -83,8 +84,9 @@ async function folderSource(root: string): Promise<DatasetSource> {
   for (const entry of await readdir(root, { recursive: true, withFileTypes: true })) {
     const name = relative(root, join(entry.parentPath, entry.name));
     if (!entry.isFile()) continue;
-    const isHidden = name.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
-    if (isHidden || !(name === MANIFEST || TAKEN.test(name))) leftOut++;
+    // What systems strew about is nobody's row, and the server passes it over in archives, too.
+    if (name.split(sep).some((part) => part.startsWith(".") || part === "__MACOSX")) continue;
+    if (!(name === MANIFEST || TAKEN.test(name))) leftOut++;
     else members.push({ name, bytes: (await stat(join(root, name))).size });
   }
   if (members.length === 0) {

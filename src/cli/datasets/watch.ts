@@ -8,22 +8,22 @@ import { readConfig } from "#platform/config.ts";
 
 import { patiently } from "../api/client.ts";
 import { download, openLink } from "../api/download.ts";
-import { DatasetReply, RowPage, type RowReply } from "../api/replies.ts";
-import { contactSheet, type SheetRow, spread } from "../contact-sheet.ts";
+import { DatasetReply, RowPage } from "../api/replies.ts";
+import { contactSheet, type SheetRow } from "../contact-sheet.ts";
 import type { Customer } from "../customer-options.ts";
 import { interruptible } from "../interrupt.ts";
 import { createLiveTable, createPlainLines } from "./live-table.ts";
 import { datasetText, exitCodeOf, isAtRest } from "./show.ts";
+import { type ReadSucceeded, someRows } from "./some-rows.ts";
 
 export interface WatchOptions {
-  /** False: none is made. */
-  readonly contactSheet: string | boolean | undefined;
+  /** Names the file of a dataset's contact sheet; null: none is made. */
+  readonly contactSheet: ((dataset: DatasetReply) => string) | null;
   /** Go on looking at a paused one. */
   readonly throughPauses: boolean;
 }
 
 const LOOK_EVERY_MS = 1_000;
-const SHEET_ROWS = 8;
 
 /** Sets the process's exit code by how the dataset ended. */
 export async function watch(customer: Customer, id: string, options: WatchOptions): Promise<void> {
@@ -64,12 +64,17 @@ async function sheetOf(
   wanted: WatchOptions["contactSheet"],
   signal: AbortSignal,
 ): Promise<string | null> {
-  if (wanted === false || dataset.rows.succeeded === 0) return null;
-  const file = typeof wanted === "string" ? wanted : `${dataset.id}.png`;
+  if (wanted === null || dataset.rows.succeeded === 0) return null;
+  const file = wanted(dataset);
   const folder = await mkdtemp(join(tmpdir(), "dream-sheet-"));
   try {
     const rows: SheetRow[] = [];
-    for (const [index, row] of (await someRows(customer, dataset, signal)).entries()) {
+    const read: ReadSucceeded = (after, limit) =>
+      customer.api.get(`/v1/datasets/${dataset.id}/rows`, RowPage, {
+        query: { state: "succeeded", after, limit },
+        signal,
+      });
+    for (const [index, row] of (await someRows(read, dataset.rows.total)).entries()) {
       const { video_url: url, frames } = row;
       if (url === null || frames === null) continue;
       const video = join(folder, `${index}.mp4`);
@@ -84,15 +89,4 @@ async function sheetOf(
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
-}
-
-/** Succeeded ones from all over the dataset: each is the first at or after its place. */
-async function someRows({ api }: Customer, { id, rows }: DatasetReply, signal: AbortSignal): Promise<RowReply[]> {
-  const found = new Map<number, RowReply>();
-  for (const place of spread(rows.total, SHEET_ROWS)) {
-    const query = { state: "succeeded", after: place, limit: 1 };
-    const { data } = await api.get(`/v1/datasets/${id}/rows`, RowPage, { query, signal });
-    for (const row of data) found.set(row.n, row);
-  }
-  return [...found.values()];
 }

@@ -3,6 +3,7 @@ import { patiently } from "../api/client.ts";
 import { download, openLink } from "../api/download.ts";
 import type { RolloutReply } from "../api/replies.ts";
 import type { Customer } from "../customer-options.ts";
+import { visible } from "../output.ts";
 import { UserError } from "../user-error.ts";
 
 /** One file, or one per candidate: `out.mp4` becomes `out_000.mp4`, `out_001.mp4` … */
@@ -29,7 +30,7 @@ export async function saveVideos(
 }
 
 export function errorText({ error }: RolloutReply): string {
-  return error === null ? "" : ` (${error.code}: ${error.message})`;
+  return error === null ? "" : visible(` (${error.code}: ${error.message})`);
 }
 
 function numbered(out: string, candidate: number): string {

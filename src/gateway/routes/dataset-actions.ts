@@ -12,10 +12,12 @@ import { budgetOf } from "#datasets/create-params.ts";
 import type { Dataset } from "#datasets/dataset.ts";
 import { DatasetEnvelope, datasetEnvelope } from "#datasets/envelope.ts";
 import { datasetContext, findDataset } from "#datasets/find.ts";
+import type { DatasetRow } from "#datasets/row.ts";
 import { type ResultFormat, resultPages, resultsJsonl } from "#datasets/results.ts";
 import { resultsParquet } from "#datasets/results-parquet.ts";
 import { createRowVideoLinks } from "#datasets/row-video-links.ts";
 
+import { knownFields } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
 
@@ -31,6 +33,10 @@ const ResumeBody = Type.Object(
 
 const ResultsQuery = Type.Object({
   format: Type.Union([Type.Literal("jsonl"), Type.Literal("parquet")], { default: "jsonl" }),
+  links: Type.Union([Type.Literal("true"), Type.Literal("false")], {
+    default: "true",
+    description: "false leaves `video_url` out: a signed link is not for a file that is kept or published.",
+  }),
 });
 
 const MEDIA_TYPE_OF = {
@@ -41,7 +47,7 @@ const MEDIA_TYPE_OF = {
 export function addDatasetActionRoutes(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
   const { db, clock, keyed, publicUrl, queues, models, retentionMs } = parts;
-  const links = createRowVideoLinks({ secret: parts.videoSecret, blobs: parts.blobs });
+  const links = createRowVideoLinks(parts.videoSecret);
 
   /** The state it leads to is committed; a runner that sleeps is woken. */
   async function answer(request: FastifyRequest, dataset: Dataset): Promise<DatasetEnvelope> {
@@ -82,6 +88,8 @@ export function addDatasetActionRoutes(bare: FastifyInstance, parts: RouteParts)
     "/v1/datasets/:id/resume",
     {
       onRequest: [...keyed],
+      // A null that the schema's check took for 0 would be a budget of nothing.
+      preValidation: knownFields(ResumeBody),
       schema: {
         summary: "Go on with a paused dataset, or start a ready one; your key pays from now on",
         tags: ["datasets"],
@@ -127,6 +135,7 @@ export function addDatasetActionRoutes(bare: FastifyInstance, parts: RouteParts)
     },
     async (request, reply) => {
       const { format } = request.query;
+      const withLinks = request.query.links === "true";
       const dataset = await findDataset(db, idOf(request.params.id), identityOf(request).customer_id);
       if (!dataset) throw new ApiError("dataset_not_found", "no such dataset of yours");
       if (dataset.state === "receiving") {
@@ -134,11 +143,10 @@ export function addDatasetActionRoutes(bare: FastifyInstance, parts: RouteParts)
       }
       const base = publicUrl(request);
       const filesDeleted = dataset.files_deleted_at !== null;
-      const pages = resultPages(db, dataset.id, async (row) => {
-        const video = await links.of(row, { publicUrl: base, nowMs: clock.now(), filesDeleted });
-        return video?.url ?? null;
-      });
-      const pieces = format === "jsonl" ? resultsJsonl(pages) : resultsParquet(pages, { withLinks: true });
+      const linkOf = (row: DatasetRow): string | null =>
+        links.of(row, { publicUrl: base, nowMs: clock.now(), filesDeleted })?.url ?? null;
+      const pages = resultPages(db, dataset.id, withLinks ? { linkOf } : {});
+      const pieces = format === "jsonl" ? resultsJsonl(pages) : resultsParquet(pages, { withLinks });
       return reply
         .header("Content-Disposition", `attachment; filename="${dataset.id}.${format}"`)
         .type(MEDIA_TYPE_OF[format])

@@ -1,10 +1,14 @@
-/** Videos of datasets' rows by signed link: no key, whole or in ranges, until the link expires. */
+/**
+ * Videos of datasets' rows by signed link, without a key: from the blob store where it signs links that lead to it, else
+ * through us, whole or in ranges, until the link expires.
+ */
 import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
 import type { FastifyInstance } from "fastify";
 import { Type } from "typebox";
 
 import { ApiError } from "#contract/errors.ts";
 import { parseDatasetId } from "#contract/ids.ts";
+import { VIDEO_URL_LIFETIME_MS } from "#contract/limits.ts";
 import { findRowVideo } from "#datasets/find.ts";
 import { checkRowVideoLink } from "#datasets/row-video-links.ts";
 
@@ -18,7 +22,7 @@ const Link = Type.Object({
 });
 
 export function addDatasetVideoRoute(bare: FastifyInstance, parts: RouteParts): void {
-  const { db, clock, videoSecret } = parts;
+  const { db, blobs, clock, videoSecret } = parts;
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
 
   app.get(
@@ -27,6 +31,7 @@ export function addDatasetVideoRoute(bare: FastifyInstance, parts: RouteParts): 
       config: { answers: { 200: "video/mp4", 206: "video/mp4" } },
       schema: {
         summary: "The video of a row, by its signed link",
+        description: "302 with a link to the blob store, where it signs links; follow it.",
         tags: ["datasets"],
         security: [],
         params: Type.Object({ id: Type.String() }),
@@ -48,9 +53,16 @@ export function addDatasetVideoRoute(bare: FastifyInstance, parts: RouteParts): 
       if (video?.deleted) {
         throw new ApiError("video_expired", "this video was deleted when its time was over (expires_at)");
       }
+      const filename = `${video?.row_id}.mp4`;
+      // A link for GET is signed for nothing else.
+      if (video?.key && request.method === "GET") {
+        const signed = await blobs.presignedUrl?.(video.key, { lifetimeMs: VIDEO_URL_LIFETIME_MS, filename });
+        // Kept by nobody: the next one who asks here gets a fresh one.
+        if (signed) return reply.header("Cache-Control", "no-store").redirect(signed, 302);
+      }
       return sendVideo(parts, request, reply, {
         key: video?.key ?? null,
-        filename: `${video?.row_id}.mp4`,
+        filename,
         expires,
         notStored: (cause) => new ApiError("dataset_not_found", "this video is not stored any more", { cause }),
       });

@@ -20,6 +20,7 @@ import { DatasetEnvelope, datasetEnvelope, RowEnvelope, rowEnvelope } from "#dat
 import { datasetContext, findDataset, listDatasets, listRows } from "#datasets/find.ts";
 import { createRowVideoLinks } from "#datasets/row-video-links.ts";
 
+import { knownParameters } from "../input/known-fields.ts";
 import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
@@ -43,10 +44,27 @@ const LOOK_EVERY_MS = 1_000;
 /** When to look again at one that moves. */
 const RETRY_AFTER_S = 2;
 
+const ListQuery = Type.Object({
+  limit: Type.Integer({ minimum: 1, maximum: LIST_PAGE_MAX, default: LIST_PAGE_DEFAULT }),
+  after: Type.Optional(Type.String({ description: "`next` of the page before." })),
+  state: Type.Optional(oneOf(DATASET_STATES)),
+});
+
+const RowsQuery = Type.Object({
+  limit: Type.Integer({ minimum: 1, maximum: DATASET_ROWS_PAGE_MAX, default: DATASET_ROWS_PAGE_DEFAULT }),
+  after: Type.Integer({
+    minimum: 0,
+    maximum: 2 ** 31 - 1,
+    default: 0,
+    description: "`next` of the page before.",
+  }),
+  state: Type.Optional(oneOf(ROW_STATES)),
+});
+
 export function addDatasetRoutes(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
   const { db, keyed, clock, draining, publicUrl, retentionMs } = parts;
-  const links = createRowVideoLinks({ secret: parts.videoSecret, blobs: parts.blobs });
+  const links = createRowVideoLinks(parts.videoSecret);
 
   addDatasetCreateRoute(bare, parts);
 
@@ -93,14 +111,11 @@ export function addDatasetRoutes(bare: FastifyInstance, parts: RouteParts): void
     "/v1/datasets",
     {
       onRequest: [...keyed],
+      preValidation: knownParameters(ListQuery),
       schema: {
         summary: "Your datasets, newest first",
         tags: ["datasets"],
-        querystring: Type.Object({
-          limit: Type.Integer({ minimum: 1, maximum: LIST_PAGE_MAX, default: LIST_PAGE_DEFAULT }),
-          after: Type.Optional(Type.String({ description: "`next` of the page before." })),
-          state: Type.Optional(oneOf(DATASET_STATES)),
-        }),
+        querystring: ListQuery,
         response: { 200: listOf(DatasetEnvelope, Type.String()) },
       },
     },
@@ -120,20 +135,12 @@ export function addDatasetRoutes(bare: FastifyInstance, parts: RouteParts): void
     "/v1/datasets/:id/rows",
     {
       onRequest: [...keyed],
+      preValidation: knownParameters(RowsQuery),
       schema: {
         summary: "The rows of a dataset, in their order",
         tags: ["datasets"],
         params: Type.Object({ id: Type.String() }),
-        querystring: Type.Object({
-          limit: Type.Integer({ minimum: 1, maximum: DATASET_ROWS_PAGE_MAX, default: DATASET_ROWS_PAGE_DEFAULT }),
-          after: Type.Integer({
-            minimum: 0,
-            maximum: 2 ** 31 - 1,
-            default: 0,
-            description: "`next` of the page before.",
-          }),
-          state: Type.Optional(oneOf(ROW_STATES)),
-        }),
+        querystring: RowsQuery,
         response: { 200: listOf(RowEnvelope, Type.Integer()) },
       },
     },
@@ -146,7 +153,7 @@ export function addDatasetRoutes(bare: FastifyInstance, parts: RouteParts): void
         nowMs: clock.now(),
         filesDeleted: dataset.files_deleted_at !== null,
       };
-      const rows = await Promise.all(data.map(async (row) => rowEnvelope(row, await links.of(row, around))));
+      const rows = data.map((row) => rowEnvelope(row, links.of(row, around)));
       return { object: "list" as const, data: rows, has_more, next: has_more ? (data.at(-1)?.n ?? null) : null };
     },
   );

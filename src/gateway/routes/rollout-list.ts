@@ -11,6 +11,7 @@ import { RolloutEnvelope } from "#rollouts/envelope.ts";
 import { findRollout, isOwnDataset } from "#rollouts/find.ts";
 import { listRollouts, type RolloutFilter } from "#rollouts/list.ts";
 
+import { knownParameters } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
 
@@ -55,6 +56,7 @@ export function addRolloutListRoute(bare: FastifyInstance, { db, keyed, rolloutV
     "/v1/rollouts",
     {
       onRequest: [...keyed],
+      preValidation: knownParameters(Query),
       schema: {
         summary: "Your rollouts, newest first",
         description:

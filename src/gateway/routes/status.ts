@@ -15,7 +15,7 @@ const Percentiles = Type.Object(
     p99: Type.Union([Type.Number(), Type.Null()]),
     count: Type.Integer(),
   },
-  { description: "Over the last 24 hours; null when nothing finished in them." },
+  { description: "Over the last 24 hours, of the latest 10,000; null when nothing finished in them." },
 );
 
 const ModelStatusBody = Type.Object({

@@ -9,6 +9,7 @@ import { LIST_PAGE_DEFAULT, LIST_PAGE_MAX } from "#contract/limits.ts";
 import { DELIVERY_STATES, type DeliveryState } from "#contract/webhooks.ts";
 import { attemptsOf, type Delivery, findDelivery, listDeliveries, resendDelivery } from "#webhooks/log.ts";
 
+import { knownParameters } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
 
@@ -100,6 +101,7 @@ export function addWebhookDeliveryRoutes(bare: FastifyInstance, { db, keyed }: R
     "/v1/webhooks/deliveries",
     {
       onRequest,
+      preValidation: knownParameters(Query),
       schema: {
         summary: "What was sent to your webhooks and webhook_urls in the last 30 days, newest first",
         tags,

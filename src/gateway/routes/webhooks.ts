@@ -20,7 +20,7 @@ import {
 } from "#webhooks/endpoints.ts";
 import { type Generation, previousSignsUntil, secretText, type Signer, webhookRoot } from "#webhooks/secrets.ts";
 
-import { onlyFields } from "../input/known-fields.ts";
+import { knownFields } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
 import { SMALL_BODY_BYTES_MAX } from "./keys.ts";
@@ -33,7 +33,11 @@ const Event = Type.Unsafe<WebhookEvent>(Type.Union(WEBHOOK_EVENTS.map((event) =>
 const Url = Type.String({ maxLength: WEBHOOK_URL_CHARS_MAX, examples: ["https://example.com/hooks/dream"] });
 const Events = Type.Array(Event, { minItems: 1, description: "Absent: all that there are." });
 /** Not a union of two schemas, in which null would be taken for an empty text before the second one is tried. */
-const Description = Type.Unsafe<string | null>({ type: ["string", "null"], maxLength: DESCRIPTION_CHARS_MAX });
+const Description = Type.Unsafe<string | null>({
+  type: ["string", "null"],
+  maxLength: DESCRIPTION_CHARS_MAX,
+  pattern: "^[^\\u0000]*$", // which PostgreSQL does not store
+});
 
 const Webhook = Type.Object(
   {
@@ -124,7 +128,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
     "/v1/webhooks",
     {
       onRequest,
-      preValidation: onlyFields(NewWebhook),
+      preValidation: knownFields(NewWebhook, { mayBeAbsent: false }),
       bodyLimit: SMALL_BODY_BYTES_MAX,
       schema: {
         summary: "Be told of rollouts and datasets at a URL of yours",
@@ -208,7 +212,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
     "/v1/webhooks/:id",
     {
       onRequest,
-      preValidation: onlyFields(WebhookChange),
+      preValidation: knownFields(WebhookChange, { mayBeAbsent: false }),
       bodyLimit: SMALL_BODY_BYTES_MAX,
       schema: {
         summary: "Change a webhook of yours; what is absent stays",

@@ -31,6 +31,7 @@ export interface Checked {
   accounts: number;
   entries: number;
   rollouts: number;
+  dataset_rows: number;
   payments: number;
   operator_actions: number;
 }

@@ -55,6 +55,8 @@ CREATE TABLE datasets (
   needs_frames    integer CHECK (needs_frames >= 1),
   -- When its owner was last told that credits ran out: money that trickles in must not become a call for each row.
   told_short_at   timestamptz,
+  -- While rows are put back for a retry: those up to this `n` have been. NULL: none are (src/datasets/retry.ts).
+  retry_after     integer CHECK (retry_after >= 0),
 
   -- How fast rows end: how many did, and in how many seconds, both fading, as of then (src/datasets/pace.ts).
   pace_rows       double precision NOT NULL DEFAULT 0,
@@ -68,6 +70,7 @@ CREATE TABLE datasets (
   worked_at       timestamptz NOT NULL DEFAULT now(),
 
   CHECK ((state = 'paused') = (pause_reason IS NOT NULL)),
+  CHECK (retry_after IS NULL OR state IN ('running', 'paused')),
   CHECK ((state IN ('cancelled', 'completed', 'rejected')) = (finished_at IS NOT NULL)),
   CONSTRAINT datasets_rows_add_up
   CHECK (rows_total = rows_invalid + rows_pending + rows_running + rows_succeeded + rows_failed + rows_cancelled + rows_expired),
@@ -75,7 +78,7 @@ CREATE TABLE datasets (
 );
 CREATE INDEX datasets_customer ON datasets (customer_id, created_at DESC, id DESC);
 CREATE INDEX datasets_to_work_on ON datasets (worked_at)
-  WHERE state IN ('running', 'cancelling') OR (state = 'paused' AND rows_running > 0);
+  WHERE state IN ('running', 'cancelling') OR (state = 'paused' AND (rows_running > 0 OR rows_pending = 0 OR retry_after IS NOT NULL));
 CREATE INDEX datasets_short_of_credits ON datasets (customer_id) WHERE pause_reason = 'insufficient_credits';
 CREATE INDEX datasets_unfinished ON datasets (state, pause_reason) WHERE finished_at IS NULL;
 CREATE INDEX datasets_to_clean ON datasets (finished_at) WHERE files_deleted_at IS NULL AND finished_at IS NOT NULL;
@@ -157,6 +160,8 @@ ALTER TABLE rollouts
   ADD COLUMN webhook_url text CHECK (length(webhook_url) <= 2000),
   ADD COLUMN dataset_id text REFERENCES datasets,
   ADD COLUMN dataset_row integer,
+  -- A worker must have begun it by then. NULL where somebody waits: then deadline_at alone counts.
+  ADD COLUMN start_by timestamptz,
   -- Retention has deleted its inputs and videos.
   ADD COLUMN files_deleted_at timestamptz,
   ADD CONSTRAINT rollouts_dataset_row CHECK ((dataset_id IS NULL) = (dataset_row IS NULL)),

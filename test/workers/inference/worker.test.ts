@@ -226,6 +226,18 @@ test("a rollout past its deadline is given up as expired, also in the middle", a
   expect(await place.outcomeOf(soon.id)).toEqual({ kind: "expired" });
 });
 
+test("what is taken after it must have begun is not begun, unless it has been before", async () => {
+  const past = Date.now() - 1;
+  const { engine } = await startWorker();
+  const late = await place.submit({ job: { start_by_ms: past } });
+  expect(await place.outcomeOf(late.id)).toEqual({ kind: "expired" });
+  expect(engine.stats.samples_admitted).toBe(0);
+  const retried = await place.submit({ job: { start_by_ms: past, alone: true } });
+  const inTime = await place.submit({ job: { start_by_ms: Date.now() + 60_000 } });
+  expect(await place.outcomeOf(retried.id)).toMatchObject({ kind: "succeeded" });
+  expect(await place.outcomeOf(inTime.id)).toMatchObject({ kind: "succeeded" });
+});
+
 test("a job whose result is there already goes straight to settlement", async () => {
   const { engine } = await startWorker();
   const { id, data } = await place.prepare();
