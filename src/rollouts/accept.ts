@@ -214,8 +214,8 @@ function outcomeOf(r: NewRollout, row: TriedRow): Tried {
 
 const NOTHING = mils(0);
 
-/** Each new try needs somebody else to have changed the idempotency key just then. */
-const TRIES_MAX = 5;
+/** Each new try needs somebody else to have taken the idempotency key, or set it free, just then: more than any burst does. */
+const TRIES_MAX = 100;
 
 /**
  * Throws ApiError: unknown_key, revoked_key, expired_key, insufficient_credits, idempotency_mismatch. A replay wins

@@ -58,15 +58,22 @@ afterAll(() => database.drop());
 test("finds nothing where payments, disputes and debt agree with the ledger", async () => {
   const { checked, problems } = await auditLedger(db);
   expect(problems).toEqual([]);
-  expect(checked).toEqual({ accounts: 4, entries: 10, rollouts: 1, payments: 1, operator_actions: 3 });
+  expect(checked).toEqual({ accounts: 4, entries: 10, rollouts: 1, dataset_rows: 0, payments: 1, operator_actions: 3 });
 });
 
 test("one customer alone can be audited", async () => {
   const { checked, problems } = await auditLedger(db, { customer: other });
   expect(problems).toEqual([]);
-  expect(checked).toEqual({ accounts: 2, entries: 1, rollouts: 0, payments: 0, operator_actions: 1 });
+  expect(checked).toEqual({ accounts: 2, entries: 1, rollouts: 0, dataset_rows: 0, payments: 0, operator_actions: 1 });
   const whole = await auditLedger(db, { customer });
-  expect(whole.checked).toEqual({ accounts: 2, entries: 9, rollouts: 1, payments: 1, operator_actions: 2 });
+  expect(whole.checked).toEqual({
+    accounts: 2,
+    entries: 9,
+    rollouts: 1,
+    dataset_rows: 0,
+    payments: 1,
+    operator_actions: 2,
+  });
 });
 
 test("says how far it is, and stops when told to", async () => {
