@@ -1,14 +1,14 @@
 /** A dataset and its rows as their customer sees them, in JSON: what the routes answer and what a webhook brings. */
-import { type Static, type TSchema, Type } from "typebox";
+import { type Static, Type } from "typebox";
 
 import { DATASET_STATES, PAUSE_REASONS, ROW_STATES } from "#contract/datasets.ts";
 import { mils, usdNumber } from "#contract/mils.ts";
+import { Nullable } from "#contract/nullable.ts";
 
 import type { Dataset } from "./dataset.ts";
 import { paceOf } from "./pace.ts";
 import type { DatasetRow } from "./row.ts";
 
-const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 const oneOf = <const T extends string>(values: readonly T[]) =>
   Type.Unsafe<T>(Type.Union(values.map((value) => Type.Literal(value)))); // a union of a list's members has no type of its own
 const Time = Nullable(Type.Integer({ description: "Epoch seconds." }));

@@ -4,11 +4,11 @@
  * (S3), because pages of a thousand rows and files of a quarter of a million have one each; what is behind them leads on
  * to the store.
  */
-import { createHmac, timingSafeEqual } from "node:crypto";
+import { createHmac } from "node:crypto";
 
-import { ApiError } from "#contract/errors.ts";
 import type { DatasetId } from "#contract/ids.ts";
 import { VIDEO_URL_LIFETIME_MS } from "#contract/limits.ts";
+import { checkSigned } from "#rollouts/signed-url.ts";
 
 import type { DatasetRow } from "./row.ts";
 
@@ -50,21 +50,7 @@ function signatureOf(secret: Buffer, { dataset_id, n, expires }: RowVideoLink): 
   return createHmac("sha256", secret).update(`row video\n${dataset_id}\n${n}\n${expires}`).digest();
 }
 
-/** Throws ApiError 403 with the reason; the signature first, so that nothing else of a forged link is believed. */
+/** Throws ApiError 403 with the reason. */
 export function checkRowVideoLink(secret: Buffer, link: RowVideoLink, signature: string, nowMs: number): void {
-  const expected = signatureOf(secret, link);
-  const given = Buffer.from(signature, "hex");
-  if (given.length !== expected.length || !timingSafeEqual(given, expected)) {
-    throw new ApiError(
-      "video_url_invalid",
-      "the signature does not fit this link; use video_url exactly as it was returned",
-    );
-  }
-  if (link.expires * 1000 <= nowMs) {
-    throw new ApiError(
-      "video_url_expired",
-      `this link expired at ${new Date(link.expires * 1000).toISOString()}; ` +
-        `GET /v1/datasets/${link.dataset_id}/rows with your key gives a new one`,
-    );
-  }
+  checkSigned(signatureOf(secret, link), signature, link.expires, nowMs, `/v1/datasets/${link.dataset_id}/rows`);
 }

@@ -1,15 +1,14 @@
 /** A rollout as its customer sees it, in JSON: what the routes answer and what a webhook brings. */
-import { type Static, type TSchema, Type } from "typebox";
+import { type Static, Type } from "typebox";
 
 import { QUEUE_POSITION_MAX } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import { mils, usdNumber } from "#contract/mils.ts";
+import { Nullable } from "#contract/nullable.ts";
 
 import { isTerminal } from "./lifecycle.ts";
 import type { Rollout } from "./rollout.ts";
 import type { Videos } from "./video-links.ts";
-
-const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 
 export const RolloutEnvelope = Type.Object(
   {

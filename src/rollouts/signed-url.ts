@@ -24,9 +24,16 @@ export function videoUrl(secret: Buffer, baseUrl: string, link: VideoLink): stri
   return `${baseUrl}/v1/rollouts/${rollout_id}/video?candidate=${candidate}&expires=${expires}&signature=${signature}`;
 }
 
-/** Throws ApiError 403 with the reason; the signature first, so that nothing else of a forged link is believed. */
+/** Throws ApiError 403 with the reason. */
 export function checkVideoLink(secret: Buffer, link: VideoLink, signature: string, nowMs: number): void {
-  const expected = signatureOf(secret, link);
+  checkSigned(signatureOf(secret, link), signature, link.expires, nowMs, `/v1/rollouts/${link.rollout_id}`);
+}
+
+/**
+ * Throws ApiError 403 with the reason; the signature first, so that nothing else of a forged link is believed. `expires`
+ * in epoch seconds; `source` is the path that gives a new link.
+ */
+export function checkSigned(expected: Buffer, signature: string, expires: number, nowMs: number, source: string): void {
   const given = Buffer.from(signature, "hex");
   if (given.length !== expected.length || !timingSafeEqual(given, expected)) {
     throw new ApiError(
@@ -34,11 +41,10 @@ export function checkVideoLink(secret: Buffer, link: VideoLink, signature: strin
       "the signature does not fit this link; use video_url exactly as it was returned",
     );
   }
-  if (link.expires * 1000 <= nowMs) {
+  if (expires * 1000 <= nowMs) {
     throw new ApiError(
       "video_url_expired",
-      `this link expired at ${new Date(link.expires * 1000).toISOString()}; ` +
-        `GET /v1/rollouts/${link.rollout_id} with your key gives a new one`,
+      `this link expired at ${new Date(expires * 1000).toISOString()}; GET ${source} with your key gives a new one`,
     );
   }
 }

@@ -1,7 +1,8 @@
 /** What the commands read of the API's answers. Everything else in them is passed on as it came. */
 import { type Static, type TSchema, Type } from "typebox";
 
-const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
+import { Nullable } from "#contract/nullable.ts";
+
 /** Becomes part of file names, so it is none of a path. */
 const Id = Type.String({ pattern: "^[A-Za-z0-9_-]{1,100}$" });
 const Problem = Type.Object({ code: Type.String(), message: Type.String() });

@@ -8,10 +8,11 @@ import { join } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 
-import { type Static, type TSchema, Type } from "typebox";
+import { type Static, Type } from "typebox";
 import { Compile } from "typebox/compile";
 
 import { parseWireJson } from "#contract/wire-json.ts";
+import { Nullable } from "#contract/nullable.ts";
 import { createLineSplitter } from "#datasets/line-splitter.ts";
 import { ROW_ID } from "#datasets/manifest-row.ts";
 import type { ResultRecord } from "#datasets/results.ts";
@@ -20,8 +21,6 @@ import { errorCode } from "#platform/error-code.ts";
 
 import { sizeOf } from "../api/download.ts";
 import { UserError } from "../user-error.ts";
-
-const Nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 
 /** A record of the results, of a row with a video. */
 const Done = Type.Object({

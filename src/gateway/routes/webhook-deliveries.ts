@@ -7,13 +7,13 @@ import { ApiError } from "#contract/errors.ts";
 import { parseDatasetId, parseDeliveryId, parseEndpointId, parseRolloutId } from "#contract/ids.ts";
 import { LIST_PAGE_DEFAULT, LIST_PAGE_MAX } from "#contract/limits.ts";
 import { DELIVERY_STATES, type DeliveryState } from "#contract/webhooks.ts";
+import { Nullable } from "#contract/nullable.ts";
 import { attemptsOf, type Delivery, findDelivery, listDeliveries, resendDelivery } from "#webhooks/log.ts";
 
 import { knownParameters } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
 
-const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 const Time = Nullable(Type.Integer({ description: "Epoch seconds." }));
 const State = Type.Unsafe<DeliveryState>(Type.Union(DELIVERY_STATES.map((state) => Type.Literal(state))));
 

@@ -7,6 +7,7 @@ import { ApiError } from "#contract/errors.ts";
 import { type CustomerId, parseEndpointId } from "#contract/ids.ts";
 import { WEBHOOK_ENDPOINTS_MAX, WEBHOOK_URL_CHARS_MAX } from "#contract/limits.ts";
 import { WEBHOOK_EVENTS, type WebhookEvent } from "#contract/webhooks.ts";
+import { Nullable } from "#contract/nullable.ts";
 import { checkOutboundUrl } from "#platform/outbound.ts";
 import { customerSigning, rotateCustomerSigning } from "#webhooks/customer-signing.ts";
 import {
@@ -27,7 +28,6 @@ import { SMALL_BODY_BYTES_MAX } from "./keys.ts";
 
 const DESCRIPTION_CHARS_MAX = 200;
 
-const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 const Time = Nullable(Type.Integer({ description: "Epoch seconds." }));
 const Event = Type.Unsafe<WebhookEvent>(Type.Union(WEBHOOK_EVENTS.map((event) => Type.Literal(event))));
 const Url = Type.String({ maxLength: WEBHOOK_URL_CHARS_MAX, examples: ["https://example.com/hooks/dream"] });
