@@ -140,6 +140,7 @@ test(
     over.abort();
     await Promise.all(traffic);
     await expect.poll(unsettled, { timeout: SETTLED_WITHIN_MS, interval: 250 }).toEqual([]);
+    await group.untilReady();
     await deliverAll();
 
     expect(problems).toEqual([]);

@@ -20,6 +20,8 @@ export interface ProcessGroup {
   readonly kills: ReadonlyMap<Role, number>;
   /** Whether the role's process says that it runs; it may have been started long before. */
   isUp(role: Role): boolean;
+  /** Until the gateway takes calls, for instance because it was killed a moment ago. */
+  untilReady(): Promise<void>;
   /** Process ids by role, of those that were started. */
   pids(): ReadonlyMap<Role, number>;
   stop(): Promise<void>;
@@ -78,6 +80,7 @@ export async function startProcessGroup(options: {
     baseUrl,
     kills,
     isUp: (role) => up.has(role),
+    untilReady: () => untilReady(baseUrl),
     pids: () => new Map([...running].flatMap(([role, { pid }]) => (pid === undefined ? [] : [[role, pid]]))),
     kill(role) {
       const killed = running.get(role)?.kill("SIGKILL") ?? false;

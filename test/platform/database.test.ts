@@ -99,7 +99,7 @@ test("a transaction that PostgreSQL ended because of a deadlock is run again fro
       return tx.query("UPDATE pairs SET n = n + 1 WHERE id = 'd' RETURNING n");
     });
   expect(await meet("d", "c", run)).toEqual([{ n: 11 }]);
-  expect(runs).toBe(2);
+  expect(runs).toBeGreaterThan(1); // a run that is back before the other side has woken up meets it once more
   expect(await db.query("SELECT n FROM pairs WHERE id = 'c'")).toEqual([{ n: 11 }]);
 });
 
