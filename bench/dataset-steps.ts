@@ -90,7 +90,7 @@ export async function startCycles(options: {
     if (rows === 0 || rows !== slice.length) throw new Error(`${rows} of ${slice.length} rows were taken up`);
 
     const dispatched = await timed("dispatch", async () => {
-      const backlog = await readBacklog(db, slug, BACKLOG_ROWS_MAX);
+      const backlog = await readBacklog(db, slug, "bulk", BACKLOG_ROWS_MAX);
       await readInFlight(db, slug);
       return markDispatched(
         db,

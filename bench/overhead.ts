@@ -187,6 +187,8 @@ function requestOf(inputs: Inputs, seed: number, numSteps: number) {
     frame: inputs.pixels.slice(),
     actions: [inputs.actions],
     seed: BigInt(seed),
+    lane: "realtime" as const,
+    spec: "served" as const,
     numSteps,
     guidance: 0,
     prompt: "",

@@ -49,10 +49,13 @@ const READY_TIMEOUT_MS = 120_000;
 const STOP_TIMEOUT_MS = 30_000;
 const MAIN = "src/cli/main.ts";
 
-/** `redisUrl` null: the queue on the embedded PostgreSQL. */
-export async function startServedSystem(redisUrl: string | null): Promise<ServedSystem> {
+/** `redisUrl` null: the queue on the embedded PostgreSQL. `settings`: more of its environment. */
+export async function startServedSystem(
+  redisUrl: string | null,
+  settings: Readonly<Record<string, string>> = {},
+): Promise<ServedSystem> {
   const dataDir = await mkdtemp(join(tmpdir(), "dream-bench-"));
-  const env: NodeJS.ProcessEnv = { ...process.env, DATA_DIR: dataDir, PORT: "0", LOG_LEVEL: "warn" };
+  const env: NodeJS.ProcessEnv = { ...process.env, ...settings, DATA_DIR: dataDir, PORT: "0", LOG_LEVEL: "warn" };
   if (redisUrl !== null) env["REDIS_URL"] = redisUrl;
   const server = spawn(process.execPath, [MAIN, "serve"], { env, stdio: ["ignore", "pipe", "inherit"] });
   const url = await baseUrlOf(server.stdout);

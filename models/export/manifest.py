@@ -50,7 +50,10 @@ def write_manifest(bundle: Path, graphs: list[str], parameters: int, commit: str
                     "unit": "target position of the agent, [0, 512]"},
         "text": {"tokenizer": "bytes", "max_tokens": MAX_TOKENS, "prompts": ["", "slow arm"]},
         "graphs": {name: describe(bundle / f"{name}.onnx") for name in graphs},
-        "engine": {"max_batch_samples": 8, "cold_start_s": 2},
+        # No TeaCache: of two steps the first and the last are always computed.
+        "engine": {"max_batch_samples": 8, "cold_start_s": 2,
+                   "optimisations": {"guidance_shortcut": True, "timestep_lut": True, "text_cache": True,
+                                     "fused_qkv": True, "teacache": None}},
         "training": {
             "summary": "Keypoint frame encoder, sprite decoder and a causal rectified-flow transformer over per-frame "
                        "motions, trained from scratch on simulated episodes on two CPU cores.",
@@ -58,6 +61,7 @@ def write_manifest(bundle: Path, graphs: list[str], parameters: int, commit: str
             "commit": commit or old.get("training", {}).get("commit", ""),
             "seeds": "training episodes 0 … 999999, held-out episodes 10000000 … 10000999",
         },
+        **({"gate": old["gate"]} if "gate" in old else {}),
         "quality": old.get("quality", {}),
     }
     path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

@@ -30,9 +30,9 @@ K_P = {"default": 100.0, "slow arm": 30.0}
 COG_Y = 45.0
 
 
-def create_env() -> PushTEnv:
-    env = PushTEnv(obs_type="pixels", render_mode="rgb_array", observation_width=FRAME_SIZE,
-                   observation_height=FRAME_SIZE)
+def create_env(frame_size: int = FRAME_SIZE) -> PushTEnv:
+    env = PushTEnv(obs_type="pixels", render_mode="rgb_array", observation_width=frame_size,
+                   observation_height=frame_size)
     env._setup()
     return env
 
@@ -83,10 +83,10 @@ class Simulator:
 
 
 class Renderer:
-    """States to frames, by gym-pusht's own drawing: uint8 RGB (96, 96, 3)."""
+    """States to frames, by gym-pusht's own drawing: uint8 RGB (frame_size, frame_size, 3)."""
 
-    def __init__(self) -> None:
-        self.env = create_env()
+    def __init__(self, frame_size: int = FRAME_SIZE) -> None:
+        self.env = create_env(frame_size)
 
     def render(self, state: np.ndarray) -> np.ndarray:
         place(self.env, state)

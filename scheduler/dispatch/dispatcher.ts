@@ -5,6 +5,7 @@
  */
 import { jobIdOf } from "#contract/ids.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import type { Lane } from "#contract/rollout.ts";
 import { within } from "#platform/bounded.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
@@ -13,7 +14,7 @@ import type { Log } from "#platform/log.ts";
 import { markDispatched, predictJobOf, readBacklog, readCalledOff, readInFlight } from "#rollouts/dispatch.ts";
 import { withdraw } from "#rollouts/withdraw.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
-import { predictQueue, PRIORITY_OF_LANE } from "#queue/queues.ts";
+import { predictQueue } from "#queue/queues.ts";
 
 import { startLoop } from "#platform/loop.ts";
 import type { SchedulerMetrics } from "../metrics.ts";
@@ -23,7 +24,9 @@ import { chooseNext, estimateHeld } from "./policy.ts";
 const DISPATCH_EVERY_MS = 1_000;
 /** A queue that is away keeps its callers waiting; what was committed and not added is the sweep's by then. */
 const QUEUE_TIMEOUT_MS = 5_000;
-/** Rows looked at in one go; a full target of the largest fleet fits. */
+/** Who has somebody waiting is marked and added first. */
+const LANES = ["realtime", "bulk"] as const satisfies readonly Lane[];
+/** Rows of a lane looked at in one go; a full target of the largest fleet fits. */
 const BACKLOG_ROWS_MAX = 200;
 
 export interface DispatcherOptions {
@@ -57,32 +60,26 @@ export async function startDispatcher(options: DispatcherOptions): Promise<Servi
   };
 }
 
-/** Fills one model's queue up to its target. */
+/** Fills both queues of one model, each up to a target of its own: what nobody waits for takes no place from the rest. */
 async function dispatchModel(manifest: Manifest, options: DispatcherOptions, signal: AbortSignal): Promise<void> {
   const { db, queues, epoch, clock, metrics } = options;
   const model = manifest.slug;
-  const queue = predictQueue(queues, model);
-  const backlog = await readBacklog(db, model, BACKLOG_ROWS_MAX);
-  metrics.backlog.set({ model }, backlog.length);
-  if (backlog.length === 0) return;
+  const backlog = await Promise.all(LANES.map((lane) => readBacklog(db, model, lane, BACKLOG_ROWS_MAX)));
+  metrics.backlog.set({ model }, backlog.flat().length);
+  if (backlog.flat().length === 0) return;
 
   const inFlight = await readInFlight(db, model);
-  const perWorker = manifest.engine.max_batch_samples;
-  const workers = options.liveWorkers(model);
-  const held =
-    workers === null
-      ? estimateHeld(inFlight, (await within(QUEUE_TIMEOUT_MS, "count jobs", queue.counts())).waiting, perWorker)
-      : // A fleet that is still starting gets one worker's load: it finds work when it is warm.
-        Math.max(1, workers) * perWorker;
-  const waiting = backlog.map((row) => ({ id: row.id, k: row.k, deadline_ms: row.deadline_at.getTime() }));
-  const chosen = chooseNext(waiting, { held, in_flight: inFlight.samples }, clock.now());
-  if (chosen.length === 0 || signal.aborted) return;
+  const held = await heldByWorkers(manifest, inFlight, options);
+  const ids = LANES.flatMap((lane, i) => {
+    const rows = (backlog[i] ?? []).map(({ id, k, deadline_at }) => ({ id, k, deadline_ms: deadline_at.getTime() }));
+    return chooseNext(rows, { held, in_flight: inFlight[lane].samples }, clock.now()).map(({ id }) => id);
+  });
+  if (ids.length === 0 || signal.aborted) return;
 
-  const ids = chosen.map((row) => row.id);
   const dispatched = await markDispatched(db, epoch, ids);
   for (const rollout of dispatched) {
-    const priority = PRIORITY_OF_LANE[rollout.lane];
-    const added = queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout), { priority });
+    const queue = predictQueue(queues, model, rollout.lane);
+    const added = queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout));
     await within(QUEUE_TIMEOUT_MS, "add predict job", added);
     metrics.dispatched.inc({ model });
   }
@@ -92,4 +89,20 @@ async function dispatchModel(manifest: Manifest, options: DispatcherOptions, sig
     dispatched.map(({ id }) => id),
   );
   for (const rollout of calledOff) await withdraw(options, rollout);
+}
+
+/** Samples of one lane that the workers can hold at once: a worker has room for as many of either. */
+async function heldByWorkers(
+  { slug: model, engine: { max_batch_samples: perWorker } }: Manifest,
+  inFlight: Awaited<ReturnType<typeof readInFlight>>,
+  { queues, liveWorkers }: DispatcherOptions,
+): Promise<number> {
+  const workers = liveWorkers(model);
+  // A fleet that is still starting gets one worker's load: it finds work when it is warm.
+  if (workers !== null) return Math.max(1, workers) * perWorker;
+  const estimates = LANES.map(async (lane) => {
+    const { waiting } = await within(QUEUE_TIMEOUT_MS, "count jobs", predictQueue(queues, model, lane).counts());
+    return estimateHeld(inFlight[lane], waiting, perWorker);
+  });
+  return Math.max(...(await Promise.all(estimates)));
 }

@@ -1,6 +1,6 @@
 /**
- * Which rollouts of one model's backlog go to its queue next. The queue is kept shallow, because what lies in it can
- * no longer be reordered: that is the backlog's advantage. First come, first served for now; fairness goes in here.
+ * Which rollouts of one lane of a model's backlog go to its queue next. The queue is kept shallow, because what lies in
+ * it can no longer be reordered: that is the backlog's advantage. First come, first served for now; fairness goes in here.
  */
 
 /** What a dispatch decision looks at; `k` candidates take `k` places of a worker. */

@@ -13,7 +13,7 @@ import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
-import { predictQueue, PRIORITY_OF_LANE, settlementQueue } from "#queue/queues.ts";
+import { predictJobs, predictQueue, settlementQueue } from "#queue/queues.ts";
 import { predictJobOf } from "#rollouts/dispatch.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import { settle } from "#rollouts/settle.ts";
@@ -125,7 +125,8 @@ async function lookAt(rollout: Rollout, options: SweeperOptions): Promise<Action
 /** In the order that the policy relies on: predict job, settlement job, result. */
 async function gatherFacts(rollout: Rollout, { queues, blobs, clock, log }: SweeperOptions): Promise<Facts> {
   const jobId = jobIdOf(rollout.id, rollout.attempt);
-  const predictJob = await within(LOOK_TIMEOUT_MS, "find predict job", predictQueue(queues, rollout.model).find(jobId));
+  const found = predictJobs(queues, rollout.model).find(jobId, rollout.lane);
+  const predictJob = await within(LOOK_TIMEOUT_MS, "find predict job", found);
   const predict = predictJob?.state ?? null;
   const start_by_ms = predictJob?.data?.alone ? null : (rollout.start_by?.getTime() ?? null); // alone: it has run before
   const timing = { now_ms: clock.now(), deadline_ms: rollout.deadline_at.getTime(), start_by_ms };
@@ -164,8 +165,7 @@ async function act(tx: Sql, rollout: Rollout, action: Action, { queues, clock, l
   if (action.kind === "add_again") {
     const jobId = jobIdOf(rollout.id, rollout.attempt);
     log.warn({ rollout_id: rollout.id, attempt: rollout.attempt }, "its job is gone; adding it again");
-    const priority = PRIORITY_OF_LANE[rollout.lane];
-    const added = predictQueue(queues, rollout.model).add(jobId, predictJobOf(rollout), { priority });
+    const added = predictQueue(queues, rollout.model, rollout.lane).add(jobId, predictJobOf(rollout));
     await within(LOOK_TIMEOUT_MS, "add predict job", added);
   }
   const { dispatched_at, created_at, deadline_at, start_by } = rollout;

@@ -3,7 +3,7 @@ import type { Manifest } from "#contract/manifest.ts";
 import type { PoolState } from "#contract/pool.ts";
 import type { Database } from "#platform/database.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
-import { predictQueue } from "#queue/queues.ts";
+import { predictJobs } from "#queue/queues.ts";
 
 /** An idle worker stays for about this long (the scale-down window), so recent work means a warm worker. */
 const WARM_AFTER_WORK = "60 seconds";
@@ -14,7 +14,7 @@ export function poolStatesFromTraffic(
   manifests: readonly Manifest[],
 ): { poolStates(): Promise<Record<string, PoolState>> } {
   async function stateOf(model: string): Promise<PoolState> {
-    const { active, waiting } = await predictQueue(queues, model).counts();
+    const { active, waiting } = await predictJobs(queues, model).counts();
     if (active > 0) return "warm";
     const recent = await db.query(
       `SELECT 1 FROM rollouts WHERE model = $1 AND status = 'succeeded'

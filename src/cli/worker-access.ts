@@ -40,6 +40,7 @@ export function workerEnv(config: Config, model: string, queueDatabaseUrl: strin
     ORT_PROVIDERS: config.ORT_PROVIDERS.join(","),
     ...(config.FFMPEG_PATH === undefined ? {} : { FFMPEG_PATH: config.FFMPEG_PATH }),
     LOG_LEVEL: config.LOG_LEVEL,
+    ...inherited("ENGINE_RUN_TIMEOUT_MS", "ENGINE_OPTIMISATIONS"),
   };
 }
 

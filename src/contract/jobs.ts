@@ -10,7 +10,7 @@ const MilsText = Type.String({ pattern: "^[0-9]{1,18}$" });
 const BlobKey = Type.String({ minLength: 1, maxLength: 200 });
 const RolloutIdText = Type.String({ pattern: "^rollout_[0-9a-f]{32}$" });
 
-/** On queue `predict.<model>`, job id `<rollout_id>-<attempt>`. One job is one rollout row, also for K candidates. */
+/** On queue `predict.<model>` or, in the bulk lane, `predict.<model>.bulk`; job id `<rollout_id>-<attempt>`. One job is one rollout row, also for K candidates. */
 export const PredictJob = Type.Object(
   {
     rollout_id: RolloutIdText,
@@ -46,7 +46,7 @@ export const Timings = Type.Object(
     fetch_ms: Type.Number({ minimum: 0 }),
     /** Waiting for ffmpeg after the engine was done, and writing the files. */
     encode_ms: Type.Number({ minimum: 0 }),
-    /** Job picked up to outcome ready. */
+    /** Job picked up to outcome ready, without its wait for a place in the engine. */
     total_ms: Type.Number({ minimum: 0 }),
   },
   { additionalProperties: false },

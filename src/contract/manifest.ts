@@ -1,6 +1,8 @@
 /** The manifest of a model bundle (`models/<slug>/model.json`). What each graph takes and gives: docs/model-bundle.md. */
 import { Type, type Static } from "typebox";
 
+import { Nullable } from "./nullable.ts";
+
 const Text = Type.String();
 const Dim = Type.Integer({ minimum: 1 });
 
@@ -10,18 +12,32 @@ const GraphFile = Type.Object({
   bytes: Dim,
 });
 
-/** Every graph the engine knows; all but `advance` are required of a bundle. */
+/** Every graph the engine knows; `text_kv`, `denoiser_body_unfused` and `advance` are optional, a bundle has all others. */
 export const GRAPH_NAMES = [
   "text_encoder",
+  "text_kv",
   "frame_encoder",
   "timestep",
   "denoiser_head",
   "denoiser_body",
+  "denoiser_body_unfused",
   "denoiser_tail",
   "advance",
   "decoder",
 ] as const;
 export type GraphName = (typeof GRAPH_NAMES)[number];
+
+/** What a bundle can do without changing what it shows; docs/model-bundle.md says what each switch does. */
+export const OPTIMISATION_NAMES = ["guidance_shortcut", "timestep_lut", "text_cache", "fused_qkv", "teacache"] as const;
+export type OptimisationName = (typeof OPTIMISATION_NAMES)[number];
+
+const TeaCache = Type.Object({
+  /** The body is skipped while the accumulated change stays under it. */
+  threshold: Type.Number({ exclusiveMinimum: 0 }),
+  /** Of the polynomial that rescales the relative change of the modulated input, highest power first. */
+  coefficients: Type.Array(Type.Number(), { minItems: 1, maxItems: 16 }),
+});
+export type TeaCache = Static<typeof TeaCache>;
 
 export const Manifest = Type.Object({
   format: Type.Literal(1),
@@ -77,20 +93,38 @@ export const Manifest = Type.Object({
   text: Type.Object({ tokenizer: Type.Literal("bytes"), max_tokens: Dim, prompts: Type.Array(Text) }),
   graphs: Type.Object({
     text_encoder: GraphFile,
+    text_kv: Type.Optional(GraphFile),
     frame_encoder: GraphFile,
     timestep: GraphFile,
     denoiser_head: GraphFile,
     denoiser_body: GraphFile,
+    denoiser_body_unfused: Type.Optional(GraphFile),
     denoiser_tail: GraphFile,
     advance: Type.Optional(GraphFile),
     decoder: GraphFile,
   }),
   engine: Type.Object({
-    /** Samples (candidates) that may be live in one engine at once. */
+    /** Rows of a forward at most, and live samples of a lane; warm-up finds how many of them fit the machine. */
     max_batch_samples: Dim,
     /** Expected seconds from process start to ready, for the scaler's first decisions. */
     cold_start_s: Type.Number({ minimum: 0 }),
+    optimisations: Type.Object({
+      guidance_shortcut: Type.Boolean(),
+      timestep_lut: Type.Boolean(),
+      text_cache: Type.Boolean(),
+      fused_qkv: Type.Boolean(),
+      /** Null where it is not used: too few steps, or nobody has fitted its polynomial. */
+      teacache: Nullable(TeaCache),
+    }),
   }),
+  /** What a rollout with every optimisation must reach against the same one without any. */
+  gate: Type.Optional(
+    Type.Object({
+      psnr_min: Type.Number(),
+      ssim_min: Type.Number({ maximum: 1 }),
+      lpips_max: Type.Number({ minimum: 0 }),
+    }),
+  ),
   training: Type.Record(Text, Type.Unknown()),
   quality: Type.Record(Text, Type.Unknown()),
 });

@@ -16,7 +16,7 @@ import { moneyMetricsOf } from "#ledger/metrics.ts";
 import { connectAlone } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
-import { predictQueue } from "#queue/queues.ts";
+import { predictJobs } from "#queue/queues.ts";
 import { createAcceptor } from "#rollouts/acceptor.ts";
 import { retentionMsOf } from "#rollouts/retention.ts";
 import { createTurns } from "#rollouts/turns.ts";
@@ -110,7 +110,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   });
 
   const background = createBackground(log);
-  const queueOf = (model: string) => predictQueue(queues, model);
+  const jobsOf = (model: string) => predictJobs(queues, model);
   const waits = await createFinishWaits({ db, queues, clock, log });
   // Apart from those: a rollout whose caller went away is cancelled, also while somebody asks how it is.
   const pollWaits = await createFinishWaits({ db, queues, clock, log });
@@ -131,8 +131,8 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const viewParts: RolloutViewParts = {
     db,
     models,
-    status: createServerStatus({ db, clock, models, pools: options.pools, queueOf }),
-    queueOf,
+    status: createServerStatus({ db, clock, models, pools: options.pools, jobsOf }),
+    jobsOf,
     clock,
     log,
     videoLinks: createVideoLinks({ secret: videoSecret, blobs: options.blobs }),

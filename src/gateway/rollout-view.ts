@@ -32,18 +32,18 @@ const LOOKS_AT_ONCE = 8;
 
 export type RolloutViewParts = Pick<
   RouteParts,
-  "db" | "models" | "status" | "queueOf" | "clock" | "videoLinks" | "publicUrl" | "retentionMs" | "log"
+  "db" | "models" | "status" | "jobsOf" | "clock" | "videoLinks" | "publicUrl" | "retentionMs" | "log"
 >;
 
 export function createRolloutViews(parts: RolloutViewParts, progress: ProgressBoard): RolloutViews {
-  const { db, models, status, queueOf, clock, videoLinks, publicUrl, retentionMs, log } = parts;
+  const { db, models, status, jobsOf, clock, videoLinks, publicUrl, retentionMs, log } = parts;
 
   /** Whose worker has reported frames is running; otherwise the queue knows. */
   async function isRunning(rollout: Rollout): Promise<boolean> {
     if (rollout.status !== "dispatched") return false;
     if (progress.framesDone(rollout.id) !== null) return true;
     try {
-      const job = queueOf(rollout.model).find(jobIdOf(rollout.id, rollout.attempt));
+      const job = jobsOf(rollout.model).find(jobIdOf(rollout.id, rollout.attempt), rollout.lane);
       return (await within(LOOK_TIMEOUT_MS, "find predict job", job))?.state === "active";
     } catch (error) {
       log.warn({ err: error, rollout_id: rollout.id }, "could not see whether a rollout is running; shown as queued");

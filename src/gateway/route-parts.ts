@@ -3,8 +3,7 @@ import type { FastifyRequest, onRequestAsyncHookHandler } from "fastify";
 
 import type { MoneyMetrics } from "#ledger/metrics.ts";
 import type { Stripe } from "#billing/stripe.ts";
-import type { JobQueue } from "#queue/job-queue.ts";
-import type { PredictJob } from "#contract/jobs.ts";
+import type { PredictJobs } from "#queue/queues.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import type { VideoLinks } from "#rollouts/video-links.ts";
 
@@ -32,7 +31,7 @@ export interface RouteParts extends GatewayOptions {
   /** Throws ApiError(rate_limited) where that address, or this process, signs up too many. */
   readonly signupLimit: (ip: string) => Promise<void>;
   /** Predict queues by model. */
-  readonly queueOf: (model: string) => JobQueue<PredictJob>;
+  readonly jobsOf: (model: string) => PredictJobs;
   /** Signs the gateway's own video links. */
   readonly videoSecret: Buffer;
   readonly videoLinks: VideoLinks;

@@ -2,9 +2,8 @@
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import { priceFor } from "#billing/prices.ts";
-import type { PredictJob } from "#contract/jobs.ts";
 import type { PoolState } from "#contract/pool.ts";
-import type { JobQueue } from "#queue/job-queue.ts";
+import type { PredictJobs } from "#queue/queues.ts";
 import { countQueued } from "#rollouts/find.ts";
 import { latencyOf } from "#rollouts/latency.ts";
 import { paceOf } from "#rollouts/pace.ts";
@@ -40,9 +39,9 @@ export function createServerStatus(parts: {
   clock: Clock;
   models: Models;
   pools: PoolStates;
-  queueOf: (model: string) => JobQueue<PredictJob>;
+  jobsOf: (model: string) => PredictJobs;
 }): ServerStatus {
-  const { db, clock, models, pools, queueOf } = parts;
+  const { db, clock, models, pools, jobsOf } = parts;
   const poolStates = keptFor(POOLS_KEPT_MS, clock, () => pools.poolStates());
   const listPrice = keptFor(PRICE_KEPT_MS, clock, () => priceFor(db, null));
 
@@ -53,7 +52,7 @@ export function createServerStatus(parts: {
     return Promise.all(
       models.all.map(async ({ slug }) => {
         const [counts, latency] = await Promise.all([
-          queueOf(slug).counts(),
+          jobsOf(slug).counts(),
           latencyOf(db, slug, new Date(clock.now())),
         ]);
         return {

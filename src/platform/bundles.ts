@@ -81,11 +81,17 @@ function parseManifest(text: string, file: string, folder: string): Manifest {
 }
 
 /** What the schema cannot say: fields that must agree with each other. */
-function contradictionsOf({ slug, shapes, actions }: Manifest, folder: string): string[] {
+function contradictionsOf({ slug, shapes, actions, graphs, engine }: Manifest, folder: string): string[] {
   const found: string[] = [];
   if (slug !== folder) found.push(`slug is ${slug}, expected the folder's name, ${folder}`);
   if (shapes.chunk_size % shapes.block_frames !== 0) {
     found.push(`block_frames ${shapes.block_frames} must divide chunk_size ${shapes.chunk_size}`);
+  }
+  if (shapes.block_frames % shapes.temporal_compression !== 0) {
+    found.push(`temporal_compression ${shapes.temporal_compression} must divide block_frames ${shapes.block_frames}`);
+  }
+  if (graphs.denoiser_body_unfused && !engine.optimisations.fused_qkv) {
+    found.push("a denoiser_body_unfused is there, so engine.optimisations.fused_qkv must be true");
   }
   for (const name of ["offset", "scale"] as const) {
     if (actions[name].length !== shapes.action_dim) {

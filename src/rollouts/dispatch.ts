@@ -2,6 +2,7 @@
 import type { RolloutId } from "#contract/ids.ts";
 import { blobKeys, type PredictJob } from "#contract/jobs.ts";
 import { ASYNC_RUN_MAX_MS } from "#contract/limits.ts";
+import type { Lane } from "#contract/rollout.ts";
 import type { Sql } from "#platform/database.ts";
 
 import { fencedBy } from "./leader.ts";
@@ -13,23 +14,31 @@ const FIRST_SWEEP_AFTER_MS = 5_000;
 /** What of a queued rollout decides whether it goes next. */
 export type Queued = Pick<Rollout, "id" | "k" | "deadline_at">;
 
-/** Queued rollouts of one model: whoever waits first, then first come, first served. */
-export function readBacklog(sql: Sql, model: string, limit: number): Promise<Queued[]> {
+/** Queued rollouts of one model in one lane: first come, first served. */
+export function readBacklog(sql: Sql, model: string, lane: Lane, limit: number): Promise<Queued[]> {
   return sql.query<Queued>(
-    `SELECT id, k, deadline_at FROM rollouts WHERE model = $1 AND status = 'queued'
-      ORDER BY (lane = 'bulk'), created_at, id LIMIT $2`,
-    [model, limit],
+    `SELECT id, k, deadline_at FROM rollouts WHERE model = $1 AND status = 'queued' AND (lane = 'bulk') = $2
+      ORDER BY created_at, id LIMIT $3`,
+    [model, lane === "bulk", limit],
   );
 }
 
-/** What is dispatched and not finished; a rollout counts as many samples as it has candidates. */
-export async function readInFlight(sql: Sql, model: string): Promise<{ rollouts: number; samples: number }> {
-  const [row] = await sql.query<{ rollouts: number; samples: number }>(
-    `SELECT count(*)::int AS rollouts, coalesce(sum(k), 0)::int AS samples
-       FROM rollouts WHERE model = $1 AND status = 'dispatched'`,
+/** A rollout counts as many samples as it has candidates. */
+export interface InFlight {
+  readonly rollouts: number;
+  readonly samples: number;
+}
+
+/** What of one model is dispatched and not finished, by lane. */
+export async function readInFlight(sql: Sql, model: string): Promise<Record<Lane, InFlight>> {
+  const rows = await sql.query<InFlight & { readonly lane: Lane }>(
+    `SELECT lane, count(*)::int AS rollouts, sum(k)::int AS samples
+       FROM rollouts WHERE model = $1 AND status = 'dispatched' GROUP BY lane`,
     [model],
   );
-  return row ?? { rollouts: 0, samples: 0 };
+  const inFlight = { realtime: { rollouts: 0, samples: 0 }, bulk: { rollouts: 0, samples: 0 } };
+  for (const { lane, rollouts, samples } of rows) inFlight[lane] = { rollouts, samples };
+  return inFlight;
 }
 
 /**

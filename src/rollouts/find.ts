@@ -74,11 +74,11 @@ export async function findVideoFiles(sql: Sql, id: RolloutId): Promise<VideoFile
 
 /**
  * 1 for the next of its model to be dispatched, at most QUEUE_POSITION_MAX, behind which nobody counts; null when it is not
- * in the backlog any more.
+ * in the backlog any more. Those that somebody waits for count as ahead of all others.
  */
 export async function queuePosition(sql: Sql, { id, model }: Pick<Rollout, "id" | "model">): Promise<number | null> {
   const [row] = await sql.query<{ position: number }>(
-    // The order of readBacklog; the row's own time is read here, because a Date has no microseconds.
+    // The row's own time is read here, because a Date has no microseconds.
     `SELECT count(*)::int AS position
        FROM (SELECT FROM rollouts
               WHERE model = $2 AND status = 'queued'

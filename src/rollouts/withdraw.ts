@@ -3,7 +3,7 @@ import { jobIdOf } from "#contract/ids.ts";
 import { within } from "#platform/bounded.ts";
 import type { Log } from "#platform/log.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
-import { predictQueue } from "#queue/queues.ts";
+import { predictJobs } from "#queue/queues.ts";
 
 import type { Rollout } from "./rollout.ts";
 
@@ -17,11 +17,12 @@ const REMOVE_TIMEOUT_MS = 1_000;
  */
 export async function withdraw(
   { queues, log }: { readonly queues: QueueSystem; readonly log: Log },
-  { id, model, attempt }: Pick<Rollout, "id" | "model" | "attempt">,
+  { id, model, lane, attempt }: Pick<Rollout, "id" | "model" | "lane" | "attempt">,
 ): Promise<void> {
   if (attempt > 0) {
     try {
-      await within(REMOVE_TIMEOUT_MS, "remove predict job", predictQueue(queues, model).remove(jobIdOf(id, attempt)));
+      const removed = predictJobs(queues, model).remove(jobIdOf(id, attempt), lane);
+      await within(REMOVE_TIMEOUT_MS, "remove predict job", removed);
     } catch (error) {
       log.warn({ err: error, rollout_id: id }, "could not take the job of an ended rollout out of the queue");
     }

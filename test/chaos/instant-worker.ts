@@ -3,18 +3,19 @@ import { randomUUID } from "node:crypto";
 
 import type { BlobStore } from "#blobs/blob-store.ts";
 import { blobKeys, type Outcome, type PredictJob } from "#contract/jobs.ts";
-import type { Consumer, QueueSystem } from "#queue/job-queue.ts";
+import type { Service } from "#platform/lifecycle.ts";
+import type { ActiveJob, QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue, settlementQueue } from "#queue/queues.ts";
 import { jobIdOf, type RolloutId } from "#contract/ids.ts";
 
-/** `outcomeOf`: how a job ends, with its frames; null succeeds. `concurrency`: jobs at once. */
-export function startInstantWorker(options: {
+/** `outcomeOf`: how a job ends, with its frames; null succeeds. `concurrency`: jobs of a lane at once. */
+export async function startInstantWorker(options: {
   readonly queues: QueueSystem;
   readonly blobs: BlobStore;
   readonly model: string;
   readonly outcomeOf: (job: PredictJob) => Outcome | null;
   readonly concurrency?: number;
-}): Promise<Consumer> {
+}): Promise<Service> {
   const { queues, blobs, model, outcomeOf, concurrency = 4 } = options;
 
   async function succeed(job: PredictJob): Promise<Outcome> {
@@ -34,13 +35,20 @@ export function startInstantWorker(options: {
     return { kind: "succeeded", result };
   }
 
-  return predictQueue(queues, model).consume({
-    concurrency,
-    async handle({ data: job }) {
-      const outcome = outcomeOf(job) ?? (await succeed(job));
-      const { rollout_id, attempt } = job;
-      const id = jobIdOf(rollout_id as RolloutId, attempt); // the job's schema has the same pattern
-      await settlementQueue(queues).add(id, { rollout_id, attempt, outcome });
+  async function handle({ data: job }: ActiveJob<PredictJob>): Promise<void> {
+    const outcome = outcomeOf(job) ?? (await succeed(job));
+    const { rollout_id, attempt } = job;
+    const id = jobIdOf(rollout_id as RolloutId, attempt); // the job's schema has the same pattern
+    await settlementQueue(queues).add(id, { rollout_id, attempt, outcome });
+  }
+
+  const lanes = ["realtime", "bulk"] as const;
+  const consumers = await Promise.all(
+    lanes.map((lane) => predictQueue(queues, model, lane).consume({ concurrency, handle })),
+  );
+  return {
+    async stop() {
+      await Promise.all(consumers.map((consumer) => consumer.stop()));
     },
-  });
+  };
 }

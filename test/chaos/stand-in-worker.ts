@@ -23,6 +23,7 @@ import { createRegistry } from "#platform/metrics.ts";
 import { openQueues } from "#queue/open-queues.ts";
 import { createCounters } from "#workers/inference/engine/counters.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
+import { specsOf } from "#workers/inference/engine/optimisations.ts";
 import { createWorkerMetrics } from "#workers/inference/metrics.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 import { startInferenceWorker } from "#workers/inference/worker.ts";
@@ -99,6 +100,8 @@ function poisonable(engine: Engine): Engine {
     get stats() {
       return engine.stats;
     },
+    samplesMax: engine.samplesMax,
+    specs: engine.specs,
     failed: engine.failed,
     stop: () => engine.stop(),
     submit(request, onFrames) {
@@ -108,7 +111,8 @@ function poisonable(engine: Engine): Engine {
   };
 }
 
-function blackEngine({ shapes: { width, height, action_dim } }: Manifest): Engine {
+function blackEngine(manifest: Manifest): Engine {
+  const { width, height, action_dim } = manifest.shapes;
   const frameBytes = width * height * 3;
   async function dream(actions: readonly Float32Array[], onFrames: Parameters<Engine["submit"]>[1]): Promise<void> {
     for (const [candidate, values] of actions.entries()) {
@@ -118,6 +122,8 @@ function blackEngine({ shapes: { width, height, action_dim } }: Manifest): Engin
 
   return {
     stats: createCounters(),
+    samplesMax: manifest.engine.max_batch_samples,
+    specs: specsOf(manifest, undefined),
     failed: new Promise(() => undefined),
     stop: () => Promise.resolve(true),
     submit({ actions }, onFrames) {

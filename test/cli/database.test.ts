@@ -108,7 +108,7 @@ test("a worker's role may take jobs where the queue is here, and sees nothing el
   const queues = await open();
   const db = createDatabase({ url, log: silentLog });
   try {
-    expect(await predictQueue(queues, "pusht-small").counts()).toMatchObject({ waiting: 0 });
+    expect(await predictQueue(queues, "pusht-small", "realtime").counts()).toMatchObject({ waiting: 0 });
     await expect(db.query("SELECT FROM public.ledger_entries")).rejects.toThrow("permission denied");
   } finally {
     await db.stop();

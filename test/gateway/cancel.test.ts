@@ -75,7 +75,7 @@ test("of what runs the worker is told, and its job is taken out of the queue", a
   const id = await submit();
   const row = await until(id, "dispatched");
   if (!row) throw new Error("no rollout");
-  const queue = predictQueue(t.queues, row.model);
+  const queue = predictQueue(t.queues, row.model, row.lane);
   await queue.add(jobIdOf(row.id, row.attempt), predictJobOf(row));
   expect((await cancel(id)).json()).toMatchObject({ status: "cancelled", refunded_mils: 245 });
   expect(await queue.find(jobIdOf(row.id, row.attempt))).toBeNull();

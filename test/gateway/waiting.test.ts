@@ -104,7 +104,7 @@ describe("a caller that goes away", () => {
     const [row] = await untilStatus("dispatched");
     const [rollout] = await t.db.query<Rollout>(`SELECT * FROM rollouts WHERE id = $1`, [row?.id]);
     if (!rollout) throw new Error("no rollout");
-    const queue = predictQueue(t.queues, rollout.model);
+    const queue = predictQueue(t.queues, rollout.model, rollout.lane);
     await queue.add(jobIdOf(rollout.id, rollout.attempt), predictJobOf(rollout));
     socket.destroy();
     await untilStatus("cancelled");

@@ -49,6 +49,19 @@ describe("the manifests of a models folder", () => {
       /block_frames 7 must divide/,
     ],
     [
+      "latents that do not fit a block",
+      bundle("m", { shapes: { ...SHIPPED.shapes, block_frames: 6, temporal_compression: 4 } }),
+      /temporal_compression 4 must divide block_frames 6/,
+    ],
+    [
+      "an unfused body beside one that is not fused",
+      bundle("m", {
+        graphs: { ...SHIPPED.graphs, denoiser_body_unfused: SHIPPED.graphs.denoiser_body },
+        engine: { ...SHIPPED.engine, optimisations: { ...SHIPPED.engine.optimisations, fused_qkv: false } },
+      }),
+      /fused_qkv must be true/,
+    ],
+    [
       "too few offsets",
       bundle("m", { actions: { ...SHIPPED.actions, offset: [0] } }),
       /actions\.offset has 1 numbers, expected action_dim 2/,

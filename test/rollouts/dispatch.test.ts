@@ -25,7 +25,7 @@ afterAll(async () => {
   await database.drop();
 });
 
-test("the backlog is first come, first served, with those that somebody waits for first", async () => {
+test("the backlog of a lane is first come, first served", async () => {
   const key = await newCustomer(db);
   const model = "backlog";
   const bulk = await accept(db, key, { model, lane: "bulk" });
@@ -33,28 +33,38 @@ test("the backlog is first come, first served, with those that somebody waits fo
   const two = await accept(db, key, { model });
   await accept(db, key, { model: "other" });
 
-  expect((await readBacklog(db, model, 10)).map(({ id }) => id)).toEqual([one.id, two.id, bulk.id]);
-  expect((await readBacklog(db, model, 1)).map(({ id }) => id)).toEqual([one.id]);
+  expect((await readBacklog(db, model, "realtime", 10)).map(({ id }) => id)).toEqual([one.id, two.id]);
+  expect((await readBacklog(db, model, "realtime", 1)).map(({ id }) => id)).toEqual([one.id]);
+  expect((await readBacklog(db, model, "bulk", 10)).map(({ id }) => id)).toEqual([bulk.id]);
 });
 
 test("dispatching counts the attempt, and takes only what is still queued", async () => {
   const key = await newCustomer(db);
   const model = "marking";
-  const [one, two, gone] = [
+  const [one, two, gone, bulk] = [
     await accept(db, key, { model }),
     await accept(db, key, { model, k: 8 }),
     await accept(db, key, { model }),
+    await accept(db, key, { model, lane: "bulk", k: 4 }),
   ];
   await settle(db, gone.id, null, cancelled);
 
-  const marked = await markDispatched(db, leader.epoch, [two.id, gone.id, one.id]);
+  const marked = await markDispatched(db, leader.epoch, [bulk.id, two.id, gone.id, one.id]);
   expect(marked.map(({ id, status, attempt }) => ({ id, status, attempt }))).toEqual([
     { id: one.id, status: "dispatched", attempt: 1 },
     { id: two.id, status: "dispatched", attempt: 1 },
+    { id: bulk.id, status: "dispatched", attempt: 1 },
   ]);
   expect(await markDispatched(db, leader.epoch, [one.id])).toEqual([]);
-  expect(await readInFlight(db, model)).toEqual({ rollouts: 2, samples: 9 });
-  expect(await readBacklog(db, model, 10)).toEqual([]);
+  expect(await readInFlight(db, model)).toEqual({
+    realtime: { rollouts: 2, samples: 9 },
+    bulk: { rollouts: 1, samples: 4 },
+  });
+  expect(await readInFlight(db, "another")).toEqual({
+    realtime: { rollouts: 0, samples: 0 },
+    bulk: { rollouts: 0, samples: 0 },
+  });
+  expect(await readBacklog(db, model, "realtime", 10)).toEqual([]);
 });
 
 test("two dispatchers at once dispatch each rollout once", async () => {

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { jobIdOf } from "#contract/ids.ts";
+import type { Lane } from "#contract/rollout.ts";
 import type { Database } from "#platform/database.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { createPostgresQueues } from "#queue/postgres.ts";
@@ -29,24 +30,27 @@ afterAll(async () => {
 });
 
 /** In its first attempt, its job in the queue. */
-async function waiting(): Promise<Rollout> {
-  const { id } = await accept(db, await newCustomer(db));
+async function waiting(lane: Lane = "realtime"): Promise<Rollout> {
+  const { id } = await accept(db, await newCustomer(db), { lane });
   await dispatch(db, id);
   const [rollout] = await db.query<Rollout>("SELECT * FROM rollouts WHERE id = $1", [id]);
   if (!rollout) throw new Error(`no rollout ${id}`);
-  await predictQueue(queues, rollout.model).add(jobIdOf(id, 1), predictJobOf(rollout));
+  await predictQueue(queues, rollout.model, lane).add(jobIdOf(id, 1), predictJobOf(rollout));
   return rollout;
 }
 const cancelOf = ({ id }: Rollout): Signal => ({ kind: "cancel", rollout_id: id });
 
-test("a job that waits for a worker is taken out of the queue, and that of another rollout stays", async () => {
-  const [ended, other] = [await waiting(), await waiting()];
-  await withdraw({ queues, log: silentLog }, ended);
-  const queue = predictQueue(queues, ended.model);
-  expect(await queue.find(jobIdOf(ended.id, 1))).toBeNull();
-  expect(await queue.find(jobIdOf(other.id, 1))).toMatchObject({ state: "waiting" });
-  await expect.poll(() => signals).toContainEqual(cancelOf(ended));
-});
+test.each(["realtime", "bulk"] as const)(
+  "a waiting %s job is taken out of the queue, and another's stays",
+  async (lane) => {
+    const [ended, other] = [await waiting(lane), await waiting(lane)];
+    await withdraw({ queues, log: silentLog }, ended);
+    const queue = predictQueue(queues, ended.model, lane);
+    expect(await queue.find(jobIdOf(ended.id, 1))).toBeNull();
+    expect(await queue.find(jobIdOf(other.id, 1))).toMatchObject({ state: "waiting" });
+    await expect.poll(() => signals).toContainEqual(cancelOf(ended));
+  },
+);
 
 test("a queue that does not answer is no obstacle: whoever runs the job is still told", async () => {
   const ended = await waiting();

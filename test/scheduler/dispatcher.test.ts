@@ -60,7 +60,7 @@ test("gives a queued rollout to its model's queue as attempt 1, woken by the sig
   await dispatching({}, async () => {
     const { id } = await accept(fixture.database.db, fixture.key, { lane: "bulk" });
     await fixture.queues.signals.publish({ kind: "queued" });
-    const job = await eventually(() => predictQueue(fixture.queues, MODEL).find(jobIdOf(id, 1)));
+    const job = await eventually(() => predictQueue(fixture.queues, MODEL, "bulk").find(jobIdOf(id, 1)));
     expect(job).toMatchObject({ state: "waiting", data: { rollout_id: id, attempt: 1, debited_mils: "245" } });
     expect(await fixture.read(id)).toMatchObject({ status: "dispatched", attempt: 1 });
   });
@@ -92,6 +92,31 @@ test("keeps the queue shallow and the rest in the backlog, first come, first ser
   });
 });
 
+test.each([
+  ["are counted", 1],
+  ["are another deployment", null],
+])("bulk takes no place from realtime, nor realtime from bulk, where the workers %s", async (_, live) => {
+  const { db } = fixture.database;
+  const [model] = fixture.models;
+  const target = Math.floor((model?.engine.max_batch_samples ?? 0) * 1.5);
+  const dispatchedOf = async (lane: string): Promise<number> => {
+    const rows = await db.query("SELECT FROM rollouts WHERE status = 'dispatched' AND lane = $1 AND customer_id = $2", [
+      lane,
+      fixture.key.customer_id,
+    ]);
+    return rows.length;
+  };
+  for (let n = 0; n < target + 2; n++) await accept(db, fixture.key, { lane: "bulk" });
+  await dispatching({ liveWorkers: () => live }, async () => {
+    await eventually(async () => (await dispatchedOf("bulk")) === target);
+    expect(await dispatchedOf("realtime")).toBe(0);
+    for (let n = 0; n < target + 2; n++) await accept(db, fixture.key);
+    await fixture.queues.signals.publish({ kind: "queued" });
+    await eventually(async () => (await dispatchedOf("realtime")) === target);
+    expect(await dispatchedOf("bulk")).toBe(target);
+  });
+});
+
 test("a leader whose term is over dispatches nothing", async () => {
   const { id } = await accept(fixture.database.db, fixture.key);
   await dispatching({ epoch: epoch - 1n }, async () => {
@@ -106,7 +131,7 @@ test("a leader whose term is over dispatches nothing", async () => {
 test("a rollout that is cancelled between its commit and its job leaves no job behind", async () => {
   const { db } = fixture.database;
   const { id } = await accept(db, fixture.key);
-  const queue = predictQueue(fixture.queues, MODEL);
+  const queue = predictQueue(fixture.queues, MODEL, "realtime");
   let added = false;
   const slow: typeof fixture.queues = {
     ...fixture.queues,
@@ -136,5 +161,5 @@ test("a cancelled rollout is not dispatched any more", async () => {
   await dispatching({}, async () => {
     await eventually(async () => (await fixture.read(second.id)).status === "dispatched");
   });
-  expect(await predictQueue(fixture.queues, MODEL).find(jobIdOf(first.id, 1))).toBeNull();
+  expect(await predictQueue(fixture.queues, MODEL, "realtime").find(jobIdOf(first.id, 1))).toBeNull();
 });

@@ -89,7 +89,9 @@ test("without any worker, what may wait for a second expires after it, refunded 
   });
   expect(row).toMatchObject({ status: "expired", attempt: 1, refunded_mils: charge_mils });
   // Its job goes after the refund is committed.
-  await eventually(async () => (await predictQueue(fixture.queues, row.model).find(jobIdOf(id, 1))) === null);
+  await eventually(
+    async () => (await predictQueue(fixture.queues, row.model, "realtime").find(jobIdOf(id, 1))) === null,
+  );
 });
 
 test("of two schedulers one leads; the other takes over with a higher epoch", async () => {

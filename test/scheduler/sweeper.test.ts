@@ -97,9 +97,17 @@ test("the scheduler died between commit and add: the job is added again under th
   const rollout = await dispatched();
   sweep();
   await lookedAt(rollout.id);
-  const job = await predictQueue(fixture.queues, MODEL).find(jobIdOf(rollout.id, 1));
+  const job = await predictQueue(fixture.queues, MODEL, "realtime").find(jobIdOf(rollout.id, 1));
   expect(job?.data).toEqual(predictJobOf(rollout));
   expect(await fixture.read(rollout.id)).toMatchObject({ status: "dispatched", attempt: 1 });
+  await sweeper?.stop();
+
+  const bulk = await dispatched({ lane: "bulk" });
+  sweep();
+  await lookedAt(bulk.id);
+  const bulkQueue = predictQueue(fixture.queues, MODEL, "bulk");
+  expect((await bulkQueue.find(jobIdOf(bulk.id, 1)))?.data).toEqual(predictJobOf(bulk));
+  await bulkQueue.remove(jobIdOf(bulk.id, 1)); // its consumers below would take it
 });
 
 test("what no worker has begun by its start_by expires, refunded in full, and is taken out of the workers' queue", async () => {
@@ -107,7 +115,7 @@ test("what no worker has begun by its start_by expires, refunded in full, and is
   const { id } = await accept(db, fixture.key, { lane: "bulk", deadline_at: new Date(Date.now() + 1_000) });
   const [rollout] = await markDispatched(db, epoch, [id]);
   if (!rollout) throw new Error("not dispatched");
-  const queue = predictQueue(fixture.queues, MODEL);
+  const queue = predictQueue(fixture.queues, MODEL, "bulk");
   await queue.add(jobIdOf(id, 1), predictJobOf(rollout));
   sweep();
   const { status, refunded_mils, finished_at } = await ended(id);
@@ -119,7 +127,7 @@ test("what no worker has begun by its start_by expires, refunded in full, and is
 
 test("what a worker began in time, or has tried once, goes on after its start_by", async () => {
   const { db } = fixture.database;
-  const queue = predictQueue(fixture.queues, MODEL);
+  const queue = predictQueue(fixture.queues, MODEL, "bulk");
   const retried = await dispatched({ lane: "bulk", deadline_at: new Date(Date.now() - 1_000) });
   await queue.add(jobIdOf(retried.id, 1), { ...predictJobOf(retried), alone: true });
   sweep();
@@ -158,10 +166,25 @@ test("what nobody came to run expires at its deadline, refunded, and its idempot
 
 test("a job that waits for a worker is left alone", async () => {
   const rollout = await dispatched();
-  await predictQueue(fixture.queues, MODEL).add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
+  await predictQueue(fixture.queues, MODEL, "realtime").add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
   sweep();
   await lookedAt(rollout.id);
   expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+});
+
+test("a bulk job that an older version left in the realtime queue is found there, and goes with its rollout", async () => {
+  const rollout = await dispatched({ lane: "bulk" });
+  const old = predictQueue(fixture.queues, MODEL, "realtime");
+  await old.add(jobIdOf(rollout.id, 1), predictJobOf(rollout), { priority: 10 });
+  sweep();
+  await lookedAt(rollout.id);
+  expect(await predictQueue(fixture.queues, MODEL, "bulk").find(jobIdOf(rollout.id, 1))).toBeNull(); // not added again
+  expect((await fixture.read(rollout.id)).status).toBe("dispatched");
+  await pastDeadline(rollout.id);
+  await fixture.database.db.query("UPDATE rollouts SET sweep_at = now(), start_by = NULL WHERE id = $1", [rollout.id]);
+  sweeper?.wake();
+  expect(await ended(rollout.id)).toMatchObject({ status: "expired", refunded_mils: CHARGE });
+  await eventually(async () => (await old.find(jobIdOf(rollout.id, 1))) === null);
 });
 
 test("the settlement message was lost, the result is there: settled as delivered, nothing refunded", async () => {
@@ -201,7 +224,7 @@ test("a result that is no JSON at all does not keep a lost rollout from its refu
 
 test("the job failed: refunded in full as engine_failed", async () => {
   const rollout = await dispatched();
-  const queue = predictQueue(fixture.queues, MODEL);
+  const queue = predictQueue(fixture.queues, MODEL, "realtime");
   await queue.add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
   const consumer = await queue.consume({
     concurrency: 10,
@@ -261,14 +284,14 @@ test("in a worker's hands long past its deadline: expired, refunded, and the wor
     signals.push(signal);
   });
   const rollout = await dispatched();
-  await predictQueue(fixture.queues, MODEL).add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
+  await predictQueue(fixture.queues, MODEL, "realtime").add(jobIdOf(rollout.id, 1), predictJobOf(rollout));
   await pastDeadline(rollout.id);
   sweep();
   expect(await ended(rollout.id)).toMatchObject({ status: "expired", refunded_mils: CHARGE });
   const heard = (kind: string): boolean =>
     signals.some((signal) => signal.kind === kind && "rollout_id" in signal && signal.rollout_id === rollout.id);
   await eventually(async () => heard("cancel") && heard("finished"));
-  expect(await predictQueue(fixture.queues, MODEL).find(jobIdOf(rollout.id, 1))).toBeNull();
+  expect(await predictQueue(fixture.queues, MODEL, "realtime").find(jobIdOf(rollout.id, 1))).toBeNull();
   await unsubscribe();
 });
 
@@ -290,7 +313,7 @@ test("its client waited at a gateway that is gone: cancelled and refunded; that 
   const kept = await accept(db, fixture.key, { waiter_id: "gateway-alive" });
   const orphaned = await accept(db, fixture.key, { waiter_id: "gateway-dead" });
   const running = await dispatched({ waiter_id: "gateway-never-seen" });
-  const queue = predictQueue(fixture.queues, MODEL);
+  const queue = predictQueue(fixture.queues, MODEL, "realtime");
   await queue.add(jobIdOf(running.id, 1), predictJobOf(running));
   sweep({ clock: fast });
   expect(await ended(orphaned.id)).toMatchObject({ status: "cancelled", refunded_mils: CHARGE });

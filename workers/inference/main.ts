@@ -14,6 +14,7 @@ import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
 import { openQueues } from "#queue/open-queues.ts";
 
 import { startEngine } from "./engine/engine.ts";
+import { OptimisationMissing } from "./engine/optimisations.ts";
 import { createWorkerMetrics } from "./metrics.ts";
 import { readWorkerSettings } from "./settings.ts";
 import { findFfmpeg } from "./video/ffmpeg-path.ts";
@@ -28,7 +29,7 @@ const ORPHAN_GRACE_MS = 10_000;
 
 async function main(config: Config, log: Log): Promise<number> {
   const told = untilToldToStop();
-  const { model, runTimeoutMs } = readWorkerSettings(process.env);
+  const { model, runTimeoutMs, optimisations } = readWorkerSettings(process.env);
   if (config.REDIS_URL === undefined && config.DATABASE_URL === undefined) {
     throw new ConfigError("REDIS_URL, DATABASE_URL: expected one of them, got neither: a worker needs a queue");
   }
@@ -50,7 +51,8 @@ async function main(config: Config, log: Log): Promise<number> {
   const ffmpegPath = await findFfmpeg(config.FFMPEG_PATH);
   const blobs = await openBlobs(config, systemClock);
   const bundleDir = join(config.MODELS_DIR, model);
-  const engine = await startEngine({ bundleDir, manifest, providers: config.ORT_PROVIDERS, runTimeoutMs, log });
+  const providers = config.ORT_PROVIDERS;
+  const engine = await startEngine({ bundleDir, manifest, providers, runTimeoutMs, optimisations, log });
 
   const queues = await openQueues({
     redis_url: config.REDIS_URL,
@@ -109,7 +111,9 @@ function start(): void {
   let log = createLog("inference", "info");
   const fail = (error: unknown): never => {
     // What a person can put right is said in a sentence, without a stack.
-    if (error instanceof ConfigError || error instanceof BundleError)
+    if (error instanceof OptimisationMissing)
+      log.fatal(`the worker cannot run: ENGINE_OPTIMISATIONS: ${error.message}`);
+    else if (error instanceof ConfigError || error instanceof BundleError)
       log.fatal(`the worker cannot run: ${error.message}`);
     else log.fatal({ err: error }, "the worker cannot run");
     return process.exit(1);

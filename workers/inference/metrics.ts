@@ -1,9 +1,9 @@
 /** What a worker process shows on /metrics beside Node's own. */
-import { Counter, Histogram, type Registry } from "prom-client";
+import { Counter, Gauge, Histogram, type Registry } from "prom-client";
 
 import type { Timings } from "#contract/jobs.ts";
 
-import type { EngineStats } from "./engine/counters.ts";
+import type { Engine } from "./engine/engine.ts";
 
 /** How a job left this worker: an outcome, one of the two ways back into the queue, or to another worker. */
 type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "retried_alone" | "lost";
@@ -19,7 +19,7 @@ const SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300];
 export function createWorkerMetrics(
   registry: Registry,
   model: string,
-  engine: { readonly stats: EngineStats },
+  engine: Pick<Engine, "stats" | "samplesMax">,
 ): WorkerMetrics {
   const registers = [registry];
   const jobs = new Counter({
@@ -51,6 +51,34 @@ export function createWorkerMetrics(
     "samples",
     () => engine.stats.denoise_batches,
   );
+  registerStat(
+    "dream_inference_teacache_rows_total",
+    "Denoiser rows under TeaCache by what became of them",
+    "body",
+    () => ({
+      computed: engine.stats.teacache_rows_computed,
+      skipped: engine.stats.teacache_rows_skipped,
+    }),
+  );
+  registerStat("dream_inference_text_cache_total", "Look-ups of a rollout's text tensors", "result", () => ({
+    hit: engine.stats.text_cache_hits,
+    miss: engine.stats.text_cache_misses,
+  }));
+  registerStat("dream_inference_bulk_parking_total", "Bulk samples that made way for realtime ones", "event", () => ({
+    parked: engine.stats.samples_parked,
+    resumed: engine.stats.samples_resumed,
+  }));
+  registerStat("dream_inference_rows_saved_total", "Rows of graphs that an optimisation made needless", "by", () => ({
+    guidance_shortcut: engine.stats.guidance_rows_saved,
+    timestep_lut: engine.stats.timestep_lut_hits,
+  }));
+  const samplesMax = new Gauge({
+    name: "dream_inference_samples_max",
+    help: "Samples of a lane that this worker's engine holds at once, as found at warm-up",
+    labelNames: ["model"],
+    registers,
+  });
+  samplesMax.set({ model }, engine.samplesMax);
 
   function registerStat(name: string, help: string, label: string, read: () => Record<string, number>): void {
     const counter = new Counter({

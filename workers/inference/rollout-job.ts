@@ -1,4 +1,8 @@
-/** One attempt at one rollout: inputs → engine → videos → result. Says how it ended; tells nobody. */
+/**
+ * One attempt at one rollout: inputs → engine → videos → result. Says how it ended; tells nobody. Only the engine is waited
+ * for in turn: while others have it this one's inputs are fetched, and its videos are finished and stored while the next
+ * have it.
+ */
 import { randomUUID } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -7,7 +11,9 @@ import type { BlobStore } from "#blobs/blob-store.ts";
 import type { JobId } from "#contract/ids.ts";
 import { blobKeys, type Outcome, type PredictJob, type RolloutResult } from "#contract/jobs.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import type { Lane } from "#contract/rollout.ts";
 
+import type { Verdict } from "./admission.ts";
 import type { Engine } from "./engine/engine.ts";
 import { fetchInputs, type RolloutInputs } from "./inputs.ts";
 import type { Slots } from "#platform/slots.ts";
@@ -18,7 +24,13 @@ export interface RolloutJobParts {
   readonly blobs: BlobStore;
   readonly engine: Engine;
   readonly ffmpegPath: string;
-  readonly encoderSlots: Slots;
+  /**
+   * ffmpeg processes at once, as many in a lane as samples that the engine holds of it: a parked bulk sample keeps its
+   * encoder waiting, and that must not be one that a realtime sample needs.
+   */
+  readonly encoderSlots: Readonly<Record<Lane, Slots>>;
+  /** Samples that a lane may have in the engine. */
+  readonly samplesMax: number;
   /** Local folder for videos in the making. */
   readonly workDir: string;
 }
@@ -26,18 +38,28 @@ export interface RolloutJobParts {
 /** Why an attempt was told to end; the `reason` of its AbortSignal. */
 export type EndReason = "cancelled" | "expired";
 
+/** Its place in the engine. */
+export interface EngineTurn {
+  take(): Promise<Verdict>;
+  /** Called once after a `take` that gave "run". */
+  giveBack(): void;
+}
+
 export interface Attempt {
   readonly id: JobId;
   readonly job: PredictJob;
+  readonly lane: Lane;
   readonly alone: boolean;
   readonly signal: AbortSignal;
+  readonly turn: EngineTurn;
   /** Called with the frames generated so far, of all candidates together. */
   readonly onProgress: (frames: number) => void;
 }
 
-/** Throws BadInput, EngineFault, VideoError, or what the blob store threw. */
-export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): Promise<Outcome> {
-  const { job, signal } = attempt;
+/** "put_back": it had no turn. Throws BadInput, EngineFault, VideoError, or what the blob store threw. */
+export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): Promise<Outcome | "put_back"> {
+  const { job, signal, turn } = attempt;
+  if (signal.aborted) return outcomeOf(signal);
   const { blobs } = parts;
   const startedAt = performance.now();
   const workDir = join(parts.workDir, attempt.id);
@@ -48,19 +70,24 @@ export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): P
     const fetchedAt = performance.now();
     if (signal.aborted) return outcomeOf(signal);
 
+    const verdict = await turn.take();
+    if (verdict === "put_back") return "put_back";
+    if (verdict === "called_off") return outcomeOf(signal);
+    const begunAt = performance.now();
     const files = inputs.actions.map((_, candidate) => join(workDir, `${candidate}.mp4`));
-    const engineWallMs = await dream(attempt, parts, inputs, files, videos);
+    const engineWallMs = await dream(attempt, parts, inputs, files, videos).finally(() => turn.giveBack());
     if (engineWallMs === null) return outcomeOf(signal);
     const dreamtAt = performance.now();
 
     const runId = randomUUID();
-    const videoKeys: string[] = [];
-    for (const [candidate, file] of files.entries()) {
-      await videos[candidate]?.finish();
-      const key = blobKeys.video(job.rollout_id, job.attempt, runId, candidate);
-      await blobs.putFile(key, file);
-      videoKeys.push(key);
-    }
+    const videoKeys = await Promise.all(
+      files.map(async (file, candidate) => {
+        await videos[candidate]?.finish();
+        const key = blobKeys.video(job.rollout_id, job.attempt, runId, candidate);
+        await blobs.putFile(key, file);
+        return key;
+      }),
+    );
     const finishedAt = performance.now();
     const result: RolloutResult = {
       video_keys: videoKeys,
@@ -69,7 +96,7 @@ export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): P
         engine_wall_ms: Math.round(engineWallMs),
         fetch_ms: Math.round(fetchedAt - startedAt),
         encode_ms: Math.round(finishedAt - dreamtAt),
-        total_ms: Math.round(finishedAt - startedAt),
+        total_ms: Math.round(fetchedAt - startedAt + finishedAt - begunAt),
       },
     };
     await blobs.put(blobKeys.result(job.rollout_id, job.attempt), Buffer.from(JSON.stringify(result)));
@@ -81,12 +108,13 @@ export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): P
 }
 
 /**
- * Runs the engine and feeds the encoders, which are added to `videos` as their candidates begin. Resolves with the
- * engine's wall time, or null when the attempt was told to end.
+ * Runs the engine and feeds the encoders, which are added to `videos`: those of the candidates that the engine takes at
+ * once before it has anything to give, those of later waves as their candidates begin. Resolves with the engine's wall time,
+ * or null when the attempt was told to end.
  */
 async function dream(
-  { id, job, alone, signal, onProgress }: Attempt,
-  { engine, manifest, ffmpegPath, encoderSlots }: RolloutJobParts,
+  { id, job, lane, alone, signal, onProgress }: Attempt,
+  { engine, manifest, ffmpegPath, encoderSlots, samplesMax }: RolloutJobParts,
   { frame, actions }: RolloutInputs,
   files: readonly string[],
   videos: VideoEncoding[],
@@ -97,26 +125,41 @@ async function dream(
   let framesDone = 0;
   let over = false;
 
+  function startVideo(candidate: number): VideoEncoding {
+    const file = files[candidate] ?? "";
+    const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots[lane] };
+    const video = startEncoding({ ...options, frames: job.actions_per_candidate + 1 });
+    void video.failed.then(broken.reject);
+    void video.write(frame);
+    videos[candidate] = video;
+    return video;
+  }
+
   async function onFrames(candidate: number, frames: Uint8Array): Promise<void> {
     if (over) return;
-    let video = videos[candidate];
-    if (!video) {
-      const file = files[candidate] ?? "";
-      const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots };
-      video = startEncoding({ ...options, frames: job.actions_per_candidate + 1 });
-      void video.failed.then(broken.reject);
-      videos[candidate] = video;
-      void video.write(frame);
-    }
+    const video = videos[candidate] ?? startVideo(candidate);
     framesDone += frames.byteLength / (width * height * 3);
     onProgress(framesDone);
     await video.write(frames);
   }
 
   const { seed, num_steps: numSteps, guidance, prompt } = job.params;
-  const request = { id, seed: BigInt(seed), numSteps, guidance, prompt, alone, frame, actions };
+  const request = {
+    id,
+    seed: BigInt(seed),
+    numSteps,
+    guidance,
+    prompt,
+    lane,
+    spec: "served",
+    alone,
+    frame,
+    actions,
+  } as const;
   const submission = engine.submit(request, onFrames);
+  for (let candidate = 0; candidate < Math.min(job.k, samplesMax); candidate++) startVideo(candidate);
   const cancel = () => submission.cancel();
+  if (signal.aborted) cancel();
   signal.addEventListener("abort", cancel);
   try {
     const result = await Promise.race([submission.done, broken.promise]);

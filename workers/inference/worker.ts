@@ -11,17 +11,18 @@ import { type BlobStore, BlobNotFound } from "#blobs/blob-store.ts";
 import type { JobId } from "#contract/ids.ts";
 import { blobKeys, type FailureCode, type Outcome, type PredictJob, RolloutResult } from "#contract/jobs.ts";
 import type { Manifest } from "#contract/manifest.ts";
+import type { Lane } from "#contract/rollout.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
-import type { ActiveJob, QueueSystem } from "#queue/job-queue.ts";
+import type { ActiveJob, Consumer, QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue, settlementQueue } from "#queue/queues.ts";
 
 import { createAdmission } from "./admission.ts";
 import { type Engine, EngineFault, EngineUnavailable } from "./engine/engine.ts";
 import { BadInput } from "./inputs.ts";
 import type { WorkerMetrics } from "./metrics.ts";
-import { type EndReason, runRolloutJob } from "./rollout-job.ts";
+import { type Attempt, type EndReason, runRolloutJob } from "./rollout-job.ts";
 import { createSlots } from "#platform/slots.ts";
 import { createWorkDir } from "./video/work-dir.ts";
 
@@ -30,6 +31,12 @@ const PROGRESS_INTERVAL_MS = 250;
 /** After an engine fault: to put back or settle what is in hand. Encodings under way may finish. */
 const FAULT_GRACE_MS = 10_000;
 const DRAIN_GRACE_MS = 30_000;
+/**
+ * Jobs of a lane in hand beside those in the engine, as a part of them: their inputs are being fetched, or their videos
+ * finished and stored. Every one more is one that an idle worker might have begun.
+ */
+const BESIDE_ENGINE = 0.25;
+const LANES = ["realtime", "bulk"] as const satisfies readonly Lane[];
 /** Node's timers end at 2^31 − 1 ms; a deadline beyond is not watched here. */
 const TIMER_MAX_MS = 2 ** 31 - 1;
 
@@ -54,22 +61,22 @@ export interface InferenceWorker extends Service {
 
 export async function startInferenceWorker(options: InferenceWorkerOptions): Promise<InferenceWorker> {
   const { manifest, queues, blobs, engine, clock, log, metrics } = options;
-  const samplesMax = manifest.engine.max_batch_samples;
-  const predictions = predictQueue(queues, manifest.slug);
+  const { samplesMax } = engine;
   const settlements = settlementQueue(queues);
   const workDir = await createWorkDir();
-  const parts = { ...options, workDir, encoderSlots: createSlots(samplesMax) };
+  const encoderSlots = { realtime: createSlots(samplesMax), bulk: createSlots(samplesMax) };
+  const parts = { ...options, workDir, samplesMax, encoderSlots };
   const admission = createAdmission({
     samplesMax,
-    pause: () => tellConsumer("pause"),
-    resume: () => tellConsumer("resume"),
+    pause: () => tellConsumers("pause"),
+    resume: () => tellConsumers("resume"),
   });
   const inHand = new Set<{ readonly rolloutId: string; readonly ending: AbortController }>();
 
-  async function tellConsumer(what: "pause" | "resume"): Promise<void> {
+  async function tellConsumers(what: "pause" | "resume"): Promise<void> {
     try {
-      // The first job may come while the consumer is still starting.
-      await (await consuming)[what]();
+      // The first job may come while the consumers are still starting.
+      await Promise.all((await consuming).map((consumer) => consumer[what]()));
     } catch (error) {
       log.error({ err: error }, `could not ${what} taking jobs`);
     }
@@ -82,7 +89,8 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     log.info({ job: id, outcome: outcome.kind }, "rollout ended");
   }
 
-  async function handle(job: ActiveJob<PredictJob>): Promise<void> {
+  /** `lane`: of the queue that it came by. An older version left bulk jobs among the realtime ones; they run as such. */
+  async function handle(job: ActiveJob<PredictJob>, lane: Lane): Promise<void> {
     const ending = new AbortController();
     const end = (reason: EndReason) => ending.abort(reason);
     const untilDeadlineMs = Math.max(0, job.data.deadline_ms - clock.now());
@@ -92,7 +100,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     inHand.add(held);
     admission.came();
     try {
-      await settleOrRun(job, ending.signal);
+      await settleOrRun(job, lane, ending.signal);
     } finally {
       admission.gone();
       clearTimeout(deadline);
@@ -100,7 +108,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     }
   }
 
-  async function settleOrRun(job: ActiveJob<PredictJob>, signal: AbortSignal): Promise<void> {
+  async function settleOrRun(job: ActiveJob<PredictJob>, lane: Lane, signal: AbortSignal): Promise<void> {
     // A worker died between the result and the message about it: what is paid for and made is not made again.
     const earlier = await findResult(blobs, job.data);
     if (earlier) return settle(job.id, job.data, { kind: "succeeded", result: earlier });
@@ -110,13 +118,22 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
       return;
     }
 
-    const place = { samples: job.data.k, alone: job.data.alone || job.stalledCount > 0 };
-    if ((await admission.enter(place)) === "put_back") return putBack(job, job.data, "put_back");
+    const { id, data } = job;
+    const alone = data.alone || job.stalledCount > 0;
+    const place = { lane, samples: data.k, alone };
+    const attempt = { id, job: data, lane, alone, signal, onProgress: progressOf(data.rollout_id) };
+    const turn = { take: () => admission.enter(place, signal), giveBack: () => admission.leave(place) };
+    if (!alone) return run(job, { ...attempt, turn });
+
+    // Even what reads its inputs could end the process, so it has the process from before its first step to its end.
+    const verdict = await turn.take();
+    if (verdict === "put_back") return putBack(job, data, "put_back");
+    const taken = { take: () => Promise.resolve(verdict), giveBack: () => undefined };
     try {
-      if (place.alone && !job.data.begun_alone) await job.remember({ ...job.data, begun_alone: true });
-      await run(job, place.alone, signal);
+      if (verdict === "run" && !data.begun_alone) await job.remember({ ...data, begun_alone: true });
+      await run(job, { ...attempt, turn: taken });
     } finally {
-      admission.leave(place);
+      if (verdict === "run") turn.giveBack();
     }
   }
 
@@ -125,17 +142,19 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     return data.start_by_ms !== undefined && clock.now() > data.start_by_ms && stalledCount === 0 && !data.alone;
   }
 
-  async function run(job: ActiveJob<PredictJob>, alone: boolean, signal: AbortSignal): Promise<void> {
+  async function run(job: ActiveJob<PredictJob>, attempt: Attempt): Promise<void> {
     const { id, data } = job;
-    let outcome: Outcome;
+    const { alone } = attempt;
+    let outcome: Outcome | "put_back";
     try {
-      outcome = await runRolloutJob({ id, job: data, alone, signal, onProgress: progressOf(data.rollout_id) }, parts);
+      outcome = await runRolloutJob(attempt, parts);
     } catch (error) {
       log.warn({ err: error, job: id, alone }, "an attempt failed");
       if (error instanceof EngineUnavailable) return putBack(job, data, "put_back");
       if (error instanceof EngineFault && !alone) return putBack(job, { ...data, alone: true }, "retried_alone");
       outcome = failureOf(error);
     }
+    if (outcome === "put_back") return putBack(job, data, "put_back");
     // A success is one wherever it was made. Anything else must not overrule the worker that has the job by now.
     if (outcome.kind !== "succeeded" && !(await job.stillOurs())) {
       log.warn({ job: id, outcome: outcome.kind }, "not reported: the job is no longer ours");
@@ -165,45 +184,50 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     for (const { rolloutId, ending } of inHand) if (rolloutId === signal.rollout_id) ending.abort("cancelled");
   });
 
-  const consuming = predictions.consume({
-    // Each job has at least one sample. Those that do not fit yet wait in `admission`.
-    concurrency: samplesMax,
-    handle,
-    // A worker's death counts against all that it holds; who of them was it shows when each runs alone.
-    isSuspect: ({ begun_alone }) => begun_alone ?? false,
-    async onGivenUp(id, data, reason) {
-      if (data === null) return; // not a job of ours; the sweep settles what its id names
-      log.error({ job: id, reason }, "given up");
-      const earlier = await findResult(blobs, data);
-      await settle(
-        id,
-        data,
-        earlier
-          ? { kind: "succeeded", result: earlier }
-          : failed("engine_failed", "The worker that ran this rollout died twice."),
-      );
-    },
-  });
+  const consume = (lane: Lane): Promise<Consumer> =>
+    predictQueue(queues, manifest.slug, lane).consume({
+      // Each job has at least one sample. Those that do not fit yet wait in `admission`.
+      concurrency: samplesMax + Math.ceil(samplesMax * BESIDE_ENGINE),
+      handle: (job) => handle(job, lane),
+      // A worker's death counts against all that it holds; who of them was it shows when each runs alone.
+      isSuspect: ({ begun_alone }) => begun_alone ?? false,
+      onGivenUp,
+    });
 
-  const consumer = await consuming;
+  async function onGivenUp(id: JobId, data: PredictJob | null, reason: string): Promise<void> {
+    if (data === null) return; // not a job of ours; the sweep settles what its id names
+    log.error({ job: id, reason }, "given up");
+    const earlier = await findResult(blobs, data);
+    await settle(
+      id,
+      data,
+      earlier
+        ? { kind: "succeeded", result: earlier }
+        : failed("engine_failed", "The worker that ran this rollout died twice."),
+    );
+  }
+
+  const consuming = Promise.all(LANES.map(consume));
+  const consumers = await consuming;
+  const stopConsumers = (graceMs: number) => Promise.all(consumers.map((consumer) => consumer.stop(graceMs)));
 
   async function afterFault(): Promise<Error> {
     const fault = await engine.failed;
     admission.close();
-    await consumer.stop(FAULT_GRACE_MS);
+    await stopConsumers(FAULT_GRACE_MS);
     return fault;
   }
 
   let stopping: Promise<void> | undefined;
   async function stop(graceMs: number): Promise<void> {
     admission.close();
-    await consumer.stop(graceMs);
+    await stopConsumers(graceMs);
     await endCancelSignals();
     await rm(workDir, { recursive: true, force: true });
   }
 
   return {
-    failed: Promise.race([afterFault(), consumer.broken]),
+    failed: Promise.race([afterFault(), ...consumers.map((consumer) => consumer.broken)]),
     stop: (graceMs = DRAIN_GRACE_MS) => (stopping ??= stop(graceMs)),
   };
 }

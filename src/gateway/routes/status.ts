@@ -82,7 +82,7 @@ export function addLivenessRoute(app: FastifyInstance): void {
 /** A dependency that answers slower than this is not ready to serve. */
 const READY_TIMEOUT_MS = 2_000;
 
-export function addReadinessRoute(bare: FastifyInstance, { db, models, queueOf, log }: RouteParts): void {
+export function addReadinessRoute(bare: FastifyInstance, { db, models, jobsOf, log }: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
   const Check = Type.Union([Type.Literal("ok"), Type.Literal("unreachable")]);
   const Ready = Type.Object({
@@ -114,7 +114,7 @@ export function addReadinessRoute(bare: FastifyInstance, { db, models, queueOf, 
     async (_request, reply) => {
       const [database, queue] = await Promise.all([
         check("the database", () => db.query("SELECT 1")),
-        check("the queue", () => Promise.all(models.all.map(({ slug }) => queueOf(slug).counts()))),
+        check("the queue", () => Promise.all(models.all.map(({ slug }) => jobsOf(slug).counts()))),
       ]);
       const ready = database === "ok" && queue === "ok";
       return reply.code(ready ? 200 : 503).send({ status: ready ? "ready" : "not ready", database, queue });

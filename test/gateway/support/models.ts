@@ -54,7 +54,17 @@ function manifest(
       denoiser_tail: graph("denoiser_tail"),
       decoder: graph("decoder"),
     },
-    engine: { max_batch_samples: 8, cold_start_s: 2 },
+    engine: {
+      max_batch_samples: 8,
+      cold_start_s: 2,
+      optimisations: {
+        guidance_shortcut: true,
+        timestep_lut: true,
+        text_cache: true,
+        fused_qkv: true,
+        teacache: null,
+      },
+    },
     training: {},
     quality: {},
   };

@@ -6,8 +6,9 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 
 import type { GraphName } from "#contract/manifest.ts";
 import { loadManifests } from "#platform/bundles.ts";
-import { checkBundle, warmUp, warmUpSizes } from "#workers/inference/engine/graphs.ts";
+import { checkBundle } from "#workers/inference/engine/graphs.ts";
 import { openOnnxGraphs } from "#workers/inference/engine/onnx.ts";
+import { warmUp, warmUpSizes } from "#workers/inference/engine/warm-up.ts";
 
 import type { GraphSpec } from "./support/onnx-writer.ts";
 import { TINY_GRAPHS, writeTinyBundle } from "./support/tiny-bundle.ts";
@@ -30,14 +31,16 @@ async function load(graphs: Partial<Record<GraphName, GraphSpec>>): Promise<void
   const { bundleDir, manifest } = await writeTinyBundle(modelsDir, graphs);
   const opened = await openOnnxGraphs({ bundleDir, manifest, providers });
   checkBundle(manifest, opened);
-  await warmUp(manifest, opened);
+  await warmUp({ manifest, graphs: opened, memory: null, now: () => 0 });
 }
 
 test("the shipped bundle's graphs fit its manifest", async () => {
   for (const manifest of await loadManifests("models")) {
     const graphs = await openOnnxGraphs({ bundleDir: join("models", manifest.slug), manifest, providers });
     checkBundle(manifest, graphs);
-    await expect(warmUp(manifest, graphs)).resolves.toBeUndefined();
+    const samplesMax = manifest.engine.max_batch_samples;
+    const warm = await warmUp({ manifest, graphs, memory: null, now: () => performance.now() });
+    expect(warm).toMatchObject({ samplesMax, limitedBy: null });
   }
 });
 
@@ -72,6 +75,32 @@ test("says what is available when a graph takes a tensor that nothing gives", as
   const wanting = { ...head, inputs: [...head.inputs, { name: "camera", type: "float32", dims: ["B", 3] }] } as const;
   await expect(load({ denoiser_head: wanting })).rejects.toThrow(
     /denoiser_head takes camera, which nothing before it gives; available: actions, .*latents/,
+  );
+});
+
+test("a body may take what text_kv gives, in both its forms", async () => {
+  const body = specOf("denoiser_body");
+  const keys = { name: "text_keys", type: "float32", dims: ["B", 1] } as const;
+  const taking = { ...body, inputs: [...body.inputs, keys] };
+  const textKv: GraphSpec = {
+    inputs: [{ name: "text_sum", type: "float32", dims: ["B", 1] }],
+    outputs: [keys],
+    nodes: [{ op: "Identity", in: ["text_sum"], out: ["text_keys"] }],
+  };
+  await expect(
+    load({ text_kv: textKv, denoiser_body: taking, denoiser_body_unfused: taking }),
+  ).resolves.toBeUndefined();
+  await expect(load({ denoiser_body: taking })).rejects.toThrow("denoiser_body takes text_keys, which nothing");
+  await expect(load({ denoiser_body_unfused: taking })).rejects.toThrow("denoiser_body_unfused takes text_keys");
+});
+
+test("refuses TeaCache without the tensor that it watches", async () => {
+  const { bundleDir, manifest } = await writeTinyBundle(modelsDir);
+  const graphs = await openOnnxGraphs({ bundleDir, manifest, providers });
+  const teacache = { threshold: 0.1, coefficients: [1, 0] };
+  const engine = { ...manifest.engine, optimisations: { ...manifest.engine.optimisations, teacache } };
+  expect(() => checkBundle({ ...manifest, engine }, graphs)).toThrow(
+    /teacache needs modulated in float32 from the denoiser, it is nowhere$/,
   );
 });
 

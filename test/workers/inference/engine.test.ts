@@ -39,6 +39,8 @@ function request(id: string, action: number, chunks = 2): EngineRequest {
     numSteps: 2,
     guidance: 0,
     prompt: "",
+    lane: "realtime",
+    spec: "served",
     alone: false,
   };
 }
@@ -66,6 +68,28 @@ describe("with the shipped bundle", () => {
   });
   afterAll(() => stopped(engine));
 
+  function expectSame(video: Uint8Array | undefined, expected: Uint8Array | undefined): void {
+    if (!video || !expected) throw new Error("a video is missing");
+    const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
+    expect(video).toHaveLength(expected.length);
+    // Sums in another order move the last bits; half a level in the mean would be a fault.
+    expect(Math.max(...frameErrors(video, expected, frameBytes))).toBeLessThan(0.05);
+  }
+
+  /** Starts a rollout, and another once its first frames are there: the frames of both. */
+  async function afterFrames(request: EngineRequest, other: () => Promise<Uint8Array[]>) {
+    const parts: Uint8Array[] = [];
+    const begun = Promise.withResolvers<void>();
+    const { done } = engine.submit(request, (_, frames) => {
+      parts.push(frames);
+      begun.resolve();
+    });
+    await begun.promise;
+    const [video] = await other();
+    await done;
+    return [video, Buffer.concat(parts)] as const;
+  }
+
   test("a sample gives the same video alone and in any batch", async () => {
     const [first, second] = golden.rollouts;
     if (!first || !second) throw new Error("two golden rollouts are needed");
@@ -81,14 +105,26 @@ describe("with the shipped bundle", () => {
       dream(engine, { ...one, id: "candidates", actions: [...one.actions, ...reversed] }),
     ]);
 
-    const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
-    for (const video of [batched, candidate]) {
-      // Sums in another order move the last bits; half a level in the mean would be a fault.
-      expect(Math.max(...frameErrors(video ?? new Uint8Array(), alone ?? new Uint8Array(), frameBytes))).toBeLessThan(
-        0.05,
-      );
-    }
+    for (const video of [batched, candidate]) expectSame(video, alone);
     expect(Object.keys(engine.stats.denoise_batches).map(Number)).toContain(5);
+  });
+
+  test("and also when it joins late, makes way for others, or runs without any optimisation", async () => {
+    const [first] = golden.rollouts;
+    if (!first) throw new Error("a golden rollout is needed");
+    const full = await goldenRequest(first);
+    const one = { ...full, actions: full.actions.map((sequence) => sequence.slice(0, 48)) };
+    const [alone] = await dream(engine, one);
+    const crowd = { ...one, id: "crowd", actions: Array.from({ length: engine.samplesMax }, () => one.actions).flat() };
+
+    const [[late], [base], [parked]] = await Promise.all([
+      afterFrames({ ...one, id: "first" }, () => dream(engine, { ...one, id: "late" })),
+      dream(engine, { ...one, id: "base", spec: "base", lane: "bulk" }),
+      afterFrames({ ...one, id: "parked", lane: "bulk" }, () => dream(engine, crowd)).then(([, video]) => [video]),
+    ]);
+    for (const video of [late, base, parked]) expectSame(video, alone);
+    expect(engine.stats.samples_parked).toBeGreaterThan(0);
+    expect(engine.stats.samples_resumed).toBe(engine.stats.samples_parked);
   });
 
   test("the same request gives the same video, bit by bit, when it runs alone", async () => {

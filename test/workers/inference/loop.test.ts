@@ -1,88 +1,8 @@
 import { expect, test, vi } from "vitest";
 
-import { createCounters } from "#workers/inference/engine/counters.ts";
-import { createLoop, type EngineEvent, type EngineRequest } from "#workers/inference/engine/loop.ts";
-
-import { createScriptedGraphs, runsOf, type ScriptedGraphs } from "./support/scripted-graphs.ts";
-import { CHUNK, SIDE, tinyManifest } from "./support/tiny-bundle.ts";
-
-const FRAME_BYTES = SIDE * SIDE * 3;
-
-function request(id: string, options: Partial<EngineRequest> = {}): EngineRequest {
-  return {
-    id,
-    frame: new Uint8Array(FRAME_BYTES).fill(7),
-    actions: [new Float32Array(2 * CHUNK)],
-    seed: 1n,
-    numSteps: 2,
-    guidance: 0,
-    prompt: "",
-    alone: false,
-    ...options,
-  };
-}
-
-/** Candidates whose actions tell them apart in the recorded runs. */
-const sequences = (count: number, chunks = 2): Float32Array[] =>
-  Array.from({ length: count }, (_, i) => new Float32Array(chunks * CHUNK).fill(i + 1));
-
-interface Harness {
-  readonly graphs: ScriptedGraphs;
-  readonly counters: ReturnType<typeof createCounters>;
-  readonly events: EngineEvent[];
-  readonly loop: Awaited<ReturnType<typeof createLoop>>;
-  /** What the loop said of itself. */
-  readonly busy: boolean[];
-  /** Runs until all of these requests have ended. */
-  finish(...ids: string[]): Promise<void>;
-}
-
-async function createHarness(
-  onEvent: (event: EngineEvent) => void = () => undefined,
-  { takesFrames = true } = {},
-): Promise<Harness> {
-  const graphs = createScriptedGraphs();
-  const counters = createCounters();
-  const events: EngineEvent[] = [];
-  const busy: boolean[] = [];
-  const state = { onEnd: null as (() => void) | null };
-  const emit = (event: EngineEvent) => {
-    events.push(event);
-    onEvent(event);
-    if (event.type !== "frames") state.onEnd?.();
-    else if (takesFrames) loop.taken(event.id, event.candidate, 1);
-  };
-  const loop = await createLoop({
-    manifest: tinyManifest(),
-    graphs,
-    counters,
-    emit,
-    onRun: () => undefined,
-    onBusy: (value) => void busy.push(value),
-    now: () => 0,
-  });
-  return {
-    graphs,
-    counters,
-    events,
-    loop,
-    busy,
-    async finish(...ids) {
-      const stopAtEnd = () => {
-        const ended = new Set(events.filter(({ type }) => type !== "frames").map(({ id }) => id));
-        if (ids.every((id) => ended.has(id))) loop.stop();
-      };
-      state.onEnd = stopAtEnd;
-      stopAtEnd();
-      await loop.run();
-    },
-  };
-}
-
-const framesOf = ({ events }: Harness, id: string, candidate = 0): number[] =>
-  events.flatMap((event) =>
-    event.type === "frames" && event.id === id && event.candidate === candidate ? [event.frames[0] ?? Number.NaN] : [],
-  );
+import { createHarness, framesOf, request, sequences } from "./support/loop-harness.ts";
+import { runsOf } from "./support/scripted-graphs.ts";
+import { CHUNK } from "./support/tiny-bundle.ts";
 
 test("a sample is encoded, denoised and decoded block by block, chunk after chunk", async () => {
   const harness = await createHarness();
@@ -114,11 +34,13 @@ test("a chunk starts from the 8-bit pixels of the last frame before it", async (
 });
 
 test("samples at different steps, seeds, chunks and prompts share one forward", async () => {
-  const harness = await createHarness((event) => {
-    // "b" joins when "a" has come to its second chunk.
-    if (event.type === "frames" && event.id === "a" && framesOf(harness, "a").length === CHUNK) {
-      harness.loop.submit(request("b", { seed: 9n, prompt: "x", numSteps: 3, actions: sequences(1) }));
-    }
+  const harness = await createHarness({
+    onEvent: (event) => {
+      // "b" joins when "a" has come to its second chunk.
+      if (event.type === "frames" && event.id === "a" && framesOf(harness, "a").length === CHUNK) {
+        harness.loop.submit(request("b", { seed: 9n, prompt: "x", numSteps: 3, actions: sequences(1) }));
+      }
+    },
   });
   harness.loop.submit(request("a", { numSteps: 5, actions: [new Float32Array(4 * CHUNK).fill(5)] }));
   await harness.finish("a", "b");
@@ -171,7 +93,7 @@ test("the empty prompt and the null sequence are there from the start, others ar
     harness.loop.submit(request(`r${i}`, { prompt, guidance: 1 }));
   await harness.finish("r0", "r1", "r2", "r3", "r4");
   expect(harness.counters.runs.text_encoder).toBe(4);
-  expect(harness.counters.text_cache_hits).toBe(2);
+  expect(harness.counters.text_cache_hits).toBe(3 + 5); // "", x twice; and the null sequence of each
 });
 
 test("a schedule's timestep rows are computed once", async () => {
@@ -206,8 +128,10 @@ test("a result does not depend on what shared the batch", async () => {
 });
 
 test("a cancelled rollout leaves before the next forward, and the others go on", async () => {
-  const harness = await createHarness((event) => {
-    if (event.type === "frames" && event.id === "a") harness.loop.cancel("a");
+  const harness = await createHarness({
+    onEvent: (event) => {
+      if (event.type === "frames" && event.id === "a") harness.loop.cancel("a");
+    },
   });
   harness.loop.submit(request("a", { actions: [new Float32Array(20 * CHUNK)] }));
   harness.loop.submit(request("b", { actions: sequences(1) }));
@@ -218,7 +142,7 @@ test("a cancelled rollout leaves before the next forward, and the others go on",
 });
 
 test("a sample does not run far ahead of whoever takes its frames, and says that it waits", async () => {
-  const harness = await createHarness(undefined, { takesFrames: false });
+  const harness = await createHarness({ takesFrames: false });
   harness.loop.submit(request("long", { actions: [new Float32Array(40 * CHUNK)] }));
   harness.loop.submit(request("short", { actions: sequences(1) }));
   const finished = harness.finish("long", "short");
@@ -242,7 +166,7 @@ test("a fault of a graph ends the loop with its error", async () => {
 });
 
 test("a stop leaves what is in hand", async () => {
-  const harness = await createHarness(() => harness.loop.stop());
+  const harness = await createHarness({ onEvent: () => harness.loop.stop() });
   harness.loop.submit(request("a", { actions: [new Float32Array(20 * CHUNK)] }));
   await harness.finish("never");
   expect(framesOf(harness, "a")).toHaveLength(1);

@@ -7,6 +7,7 @@ import { createCounters } from "#workers/inference/engine/counters.ts";
 import type { Graphs } from "#workers/inference/engine/graphs.ts";
 import { createLoop } from "#workers/inference/engine/loop.ts";
 import { openOnnxGraphs } from "#workers/inference/engine/onnx.ts";
+import { specsOf } from "#workers/inference/engine/optimisations.ts";
 import { guide } from "#workers/inference/engine/sampler.ts";
 import { floatsOf, type Tensors } from "#workers/inference/engine/tensor.ts";
 
@@ -52,6 +53,8 @@ async function dream(rollout: GoldenRollout): Promise<{ frames: Uint8Array; outp
   const loop = await createLoop({
     manifest,
     graphs: recording,
+    rowLimits: { rowsMax: manifest.engine.max_batch_samples, fillTo: [] },
+    specs: specsOf(manifest, undefined),
     counters: createCounters(),
     emit(event) {
       if (event.type !== "frames") return loop.stop();

@@ -95,6 +95,12 @@ test("refuses to start without a queue and says what was expected", async () => 
   expect(worker.stderr()).toContain("REDIS_URL, DATABASE_URL: expected one of them, got neither");
 });
 
+test("refuses an optimisation that the bundle does not have, and names those that it has", async () => {
+  const worker = spawnWorker({ ENGINE_OPTIMISATIONS: "text_cache,teacache" });
+  expect(await worker.exited).toEqual({ code: 1, signal: null });
+  expect(worker.stderr()).toContain("ENGINE_OPTIMISATIONS: tiny does not have teacache; it has guidance_shortcut");
+});
+
 test("refuses to serve a bundle that is not there and names those that are", async () => {
   const worker = spawnWorker({ MODEL: "nobody" });
   expect(await worker.exited).toEqual({ code: 1, signal: null });

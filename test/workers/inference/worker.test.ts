@@ -5,22 +5,16 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 
 import { Client } from "pg";
-import { Registry } from "prom-client";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
-import type { BlobStore } from "#blobs/blob-store.ts";
 import { blobKeys, type Outcome } from "#contract/jobs.ts";
-import { systemClock } from "#platform/clock.ts";
-import { silentLog } from "#test/support/postgres.ts";
-import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
-import { createWorkerMetrics } from "#workers/inference/metrics.ts";
 import { runRolloutJob } from "#workers/inference/rollout-job.ts";
 import { createSlots } from "#platform/slots.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
-import { type InferenceWorker, startInferenceWorker } from "#workers/inference/worker.ts";
 
 import { eventually } from "./support/eventually.ts";
 import { CHUNK, POISON_ACTION, SIDE } from "./support/tiny-bundle.ts";
+import { createWorkersHere, type WorkersHere } from "./support/workers-here.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
 /** Turns of the loop that make one forward last some milliseconds, so that a rollout can be caught in the act. */
@@ -29,31 +23,17 @@ const LONG_CHUNKS = 100;
 
 let place: Workplace;
 let ffmpegPath: string;
-const running: { engine: Engine; worker: InferenceWorker }[] = [];
+let workers: WorkersHere;
 
 beforeAll(async () => {
   place = await createWorkplace();
+  workers = createWorkersHere(place);
   ffmpegPath = await findFfmpeg(undefined);
 });
-afterEach(async () => {
-  for (const { engine, worker } of running.splice(0)) {
-    await worker.stop();
-    await engine.stop();
-  }
-});
+afterEach(() => workers.stop());
 afterAll(() => place.stop());
 
-async function startWorker(changes: { ffmpegPath?: string; blobs?: BlobStore } = {}) {
-  const { manifest, bundleDir, queues, blobs } = place;
-  const log = silentLog;
-  const engine = await startEngine({ bundleDir, manifest, providers: ["cpu"], runTimeoutMs: 20_000, log });
-  const registry = new Registry();
-  const metrics = createWorkerMetrics(registry, manifest.slug, engine);
-  const parts = { manifest, queues, blobs, engine, ffmpegPath, clock: systemClock, log, metrics, ...changes };
-  const worker = await startInferenceWorker(parts);
-  running.push({ engine, worker });
-  return { engine, worker, registry };
-}
+const startWorker: WorkersHere["start"] = (changes) => workers.start(changes);
 
 async function framesIn(key: string): Promise<number> {
   const options = { encoding: "buffer", maxBuffer: 2 ** 26 } as const;
@@ -179,12 +159,15 @@ test("two runs of one attempt leave both their videos whole, and the result name
   const run = async () => {
     const { engine } = await startWorker();
     const workDir = await mkdtemp(join(place.modelsDir, "videos-"));
-    const parts = { ...place, engine, ffmpegPath, encoderSlots: createSlots(1), workDir };
+    const encoderSlots = { realtime: createSlots(1), bulk: createSlots(1) };
+    const parts = { ...place, engine, ffmpegPath, encoderSlots, samplesMax: 1, workDir };
     const signal = new AbortController().signal;
-    return runRolloutJob({ id, job: data, alone: false, signal, onProgress: () => undefined }, parts);
+    const turn = { take: () => Promise.resolve("run" as const), giveBack: () => undefined };
+    const attempt = { id, job: data, lane: data.lane, alone: false, signal, turn, onProgress: () => undefined };
+    return runRolloutJob(attempt, parts);
   };
-  const outcomes = await Promise.all([run(), run()]);
-  const videos = outcomes.flatMap(videosOf);
+  const ends = await Promise.all([run(), run()]);
+  const videos = ends.flatMap((end) => (end === "put_back" ? [] : videosOf(end)));
   expect(new Set(videos).size).toBe(2);
   for (const key of videos) expect(await framesIn(key)).toBe(5);
 

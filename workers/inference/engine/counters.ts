@@ -5,11 +5,21 @@ export interface EngineCounters {
   /** Runs of each graph, and the rows (samples, twice where guidance needs both passes) in them. */
   readonly runs: Record<GraphName, number>;
   readonly rows: Record<GraphName, number>;
-  /** Denoising forwards by their number of samples: `denoise_batches[8]` forwards held 8. */
+  /** Forwards of the denoiser's body by their number of samples: `denoise_batches[8]` forwards held 8. */
   readonly denoise_batches: Record<number, number>;
   samples_admitted: number;
   samples_finished: number;
-  /** Of prompts beside the empty one, which is always there. */
+  /** Bulk samples that a realtime one took the place of between two steps, and those that went on afterwards. */
+  samples_parked: number;
+  samples_resumed: number;
+  /** Rows under TeaCache that ran the body, and those that took a cached residual instead. */
+  teacache_rows_computed: number;
+  teacache_rows_skipped: number;
+  /** Unconditional passes that guidance 0 made needless. */
+  guidance_rows_saved: number;
+  /** Denoising rows whose timestep rows came from the table. */
+  timestep_lut_hits: number;
+  /** Look-ups of a prompt's (or the null sequence's) text, one a rollout. */
   text_cache_hits: number;
   text_cache_misses: number;
 }
@@ -26,6 +36,12 @@ export function createCounters(): EngineCounters {
     denoise_batches: {},
     samples_admitted: 0,
     samples_finished: 0,
+    samples_parked: 0,
+    samples_resumed: 0,
+    teacache_rows_computed: 0,
+    teacache_rows_skipped: 0,
+    guidance_rows_saved: 0,
+    timestep_lut_hits: 0,
     text_cache_hits: 0,
     text_cache_misses: 0,
   };

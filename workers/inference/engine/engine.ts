@@ -6,13 +6,15 @@
  */
 import { Worker } from "node:worker_threads";
 
-import type { Manifest } from "#contract/manifest.ts";
+import type { Manifest, OptimisationName } from "#contract/manifest.ts";
 import type { Log } from "#platform/log.ts";
 import { settlesWithin } from "#platform/bounded.ts";
 
 import { createCounters, type EngineStats } from "./counters.ts";
 import type { EngineEvent, EngineRequest } from "./loop.ts";
 import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
+import { namesOf, type Specs, specsOf } from "./optimisations.ts";
+import type { WarmUp } from "./warm-up.ts";
 
 /** Loading and warming: a bundle that takes longer than this will not come up. */
 const LOAD_TIMEOUT_MS = 300_000;
@@ -47,6 +49,8 @@ export interface EngineOptions {
   readonly providers: readonly string[];
   /** One run of one graph must end within this. */
   readonly runTimeoutMs: number;
+  /** Those that rollouts are served with; unset: all that the bundle has. */
+  readonly optimisations?: readonly OptimisationName[] | undefined;
   readonly log: Log;
 }
 
@@ -68,6 +72,9 @@ interface Submission {
 export interface Engine {
   submit(request: EngineRequest, onFrames: OnFrames): Submission;
   readonly stats: EngineStats;
+  /** Samples of a lane that are live at once, as found at warm-up; also the rows of a forward. */
+  readonly samplesMax: number;
+  readonly specs: Specs;
   /** Resolves, once, when the engine is beyond use. */
   readonly failed: Promise<EngineFault>;
   /** Ends the thread between two runs. False when it did not end in time: only SIGKILL of the process is safe then. */
@@ -82,17 +89,24 @@ interface InHand {
   readonly reject: (error: EngineFault | EngineUnavailable) => void;
 }
 
-/** Resolves when the bundle is loaded, checked and warm; rejects with what is wrong with it. */
+/**
+ * Resolves when the bundle is loaded, checked and warm; rejects with what is wrong with it, and with
+ * OptimisationMissing when it does not have what was asked for.
+ */
 export async function startEngine(options: EngineOptions): Promise<Engine> {
   const { bundleDir, manifest, providers, runTimeoutMs, log } = options;
+  const specs = specsOf(manifest, options.optimisations);
   const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
   const pulse = new Int32Array(new SharedArrayBuffer(Object.keys(PULSE).length * Int32Array.BYTES_PER_ELEMENT));
   const thread = new Worker(new URL("./thread.ts", import.meta.url), {
     name: "engine",
-    workerData: { bundleDir, manifest, providers, pulse } satisfies ThreadData,
+    workerData: { bundleDir, manifest, providers, specs, pulse } satisfies ThreadData,
   });
   const exited = new Promise<void>((resolve) => thread.once("exit", () => resolve()));
-  await untilReady(thread);
+  const { samplesMax, limitedBy } = await untilReady(thread);
+  const optimisations = { served: namesOf(specs.served), base: namesOf(specs.base) };
+  log.info({ samples_max: samplesMax, optimisations, fixed: specs.fixed }, "engine warm");
+  if (limitedBy) log.warn({ samples_max: samplesMax }, `fewer samples than the manifest allows: ${limitedBy}`);
 
   const inHand = new Map<string, InHand>();
   const state = { stats: createCounters() as EngineStats, stopping: false, fault: null as EngineFault | null };
@@ -132,7 +146,7 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
 
   thread.on("message", (message: FromThread) => {
     state.stats = message.stats;
-    if (message.type === "event") onEvent(message.event);
+    if (message.type === "events") for (const event of message.events) onEvent(event);
   });
   thread.on("error", (error) =>
     fail(new EngineFault("engine_failed", `the engine failed: ${messageOf(error)}`, { cause: error })),
@@ -153,6 +167,8 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
     get stats() {
       return state.stats;
     },
+    samplesMax,
+    specs,
     failed: failed.promise,
 
     submit(request, onFrames) {
@@ -192,18 +208,20 @@ export function createHangWatch(timeoutMs: number, readPulse: () => number) {
 }
 
 /** The thread's first message says that it is ready; an error or an end before it is why it never will be. */
-async function untilReady(thread: Worker): Promise<void> {
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
+async function untilReady(thread: Worker): Promise<WarmUp> {
+  const { promise, resolve, reject } = Promise.withResolvers<WarmUp>();
   const onExit = (code: number) => reject(new Error(`the engine thread ended with code ${code} while loading`));
   const timer = setTimeout(
     () => reject(new Error(`the engine did not load in ${LOAD_TIMEOUT_MS} ms`)),
     LOAD_TIMEOUT_MS,
   );
-  thread.once("message", resolve);
+  thread.once("message", (message: FromThread) => {
+    if (message.type === "ready") resolve(message.warmUp);
+  });
   thread.once("error", reject);
   thread.once("exit", onExit);
   try {
-    await promise;
+    return await promise;
   } finally {
     clearTimeout(timer);
     thread.off("error", reject);

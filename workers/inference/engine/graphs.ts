@@ -1,7 +1,9 @@
 /** What the engine asks of a bundle's graphs, whoever runs them, and the check that they are what the manifest says. */
-import { GRAPH_NAMES, type GraphName, type Manifest } from "#contract/manifest.ts";
+import type { GraphName, Manifest } from "#contract/manifest.ts";
 
-import { sizeOf, type Tensor, type Tensors, zeros } from "./tensor.ts";
+import type { Optimisations } from "./optimisations.ts";
+import type { Stage } from "./plan.ts";
+import type { Tensor, Tensors } from "./tensor.ts";
 
 export interface TensorSpec {
   readonly name: string;
@@ -18,20 +20,28 @@ export interface GraphSignature {
 export interface Graphs {
   /** Undefined for an optional graph that the bundle does not have. */
   readonly signatures: Readonly<Partial<Record<GraphName, GraphSignature>>>;
-  /** Runs one graph on its declared inputs. A rejection is an engine fault: nothing is run after it. */
+  /** Runs one graph on its declared inputs. A rejection after warm-up is an engine fault: nothing is run after it. */
   run(graph: GraphName, inputs: Tensors): Promise<Tensors>;
   release(): Promise<void>;
 }
 
-/** Graphs that run one after the other on one batch, each seeing the outputs of those before it. */
-export const CHAINS = {
-  text: ["text_encoder"],
-  timestep: ["timestep"],
-  encode: ["frame_encoder"],
-  denoise: ["denoiser_head", "denoiser_body", "denoiser_tail"],
-  decode: ["advance", "decoder"],
-} as const satisfies Record<string, readonly GraphName[]>;
-export type Chain = keyof typeof CHAINS;
+/** The graphs of a stage, one after the other on one batch, each seeing the outputs of those before it. */
+export function graphsOf(
+  stage: Stage,
+  { timestepLut, fusedQkv }: Pick<Optimisations, "timestepLut" | "fusedQkv">,
+  signatures: Graphs["signatures"],
+): readonly GraphName[] {
+  const body = !fusedQkv && signatures.denoiser_body_unfused ? "denoiser_body_unfused" : "denoiser_body";
+  const head: GraphName[] = timestepLut ? ["denoiser_head"] : ["timestep", "text_kv", "denoiser_head"];
+  const graphs: Record<Stage, readonly GraphName[]> = {
+    encode: ["frame_encoder"],
+    head,
+    body: [body, "denoiser_tail"],
+    denoise: [...head, body, "denoiser_tail"],
+    decode: ["advance", "decoder"],
+  };
+  return graphs[stage].filter((graph) => signatures[graph]);
+}
 
 /** A bundle whose graphs do not fit its manifest; the message names graph and tensor and says what was expected. */
 export class BundleMismatch extends Error {
@@ -40,91 +50,111 @@ export class BundleMismatch extends Error {
 
 type Expected = Readonly<Record<string, { readonly type: Tensor["type"]; readonly dims: readonly number[] }>>;
 
+/** `temporal_compression` frames share one latent; it divides a block, and so a chunk (platform/bundles.ts). */
+export function latentFramesOf({ chunk_size, block_frames, temporal_compression: c }: Manifest["shapes"]) {
+  return { chunk: chunk_size / c, block: block_frames / c };
+}
+
 const float = (...dims: number[]) => ({ type: "float32", dims }) as const;
 
 /** Everything a graph may take, with the shape of one row. */
-function rowTensorsOf({ shapes, text }: Manifest): Expected {
-  const { chunk_size: n, block_frames: f, latent_shape: latent, noise_shape: noise } = shapes;
+export function rowTensorsOf({ shapes, text }: Manifest): Expected {
+  const { chunk_size: n, latent_shape: latent, noise_shape: noise } = shapes;
+  const latentFrames = latentFramesOf(shapes);
   return {
     text_ids: { type: "int64", dims: [text.max_tokens] },
     text_mask: float(text.max_tokens),
     frame: { type: "uint8", dims: [shapes.height, shapes.width, 3] },
     latent: float(...latent),
     t: float(),
-    noisy: float(f, ...noise),
-    denoised: float(f, ...noise),
-    latents: float(n + 1, ...latent),
+    noisy: float(latentFrames.block, ...noise),
+    denoised: float(latentFrames.block, ...noise),
+    latents: float(latentFrames.chunk + 1, ...latent),
     actions: float(n, shapes.action_dim),
     position: { type: "int64", dims: [] },
-    velocity: float(f, ...noise),
-    block_latents: float(f, ...latent),
-    frames: { type: "uint8", dims: [f, shapes.height, shapes.width, 3] },
+    velocity: float(latentFrames.block, ...noise),
+    block_latents: float(latentFrames.block, ...latent),
+    frames: { type: "uint8", dims: [shapes.block_frames, shapes.height, shapes.width, 3] },
   };
 }
 
 /** What each graph must give besides extras. */
 const REQUIRED_OUTPUT = {
   text_encoder: null,
+  text_kv: null,
   frame_encoder: "latent",
   timestep: "t_rows",
   denoiser_head: "tokens",
   denoiser_body: "tokens_out",
+  denoiser_body_unfused: "tokens_out",
   denoiser_tail: "velocity",
   advance: "block_latents",
   decoder: "frames",
 } as const satisfies Record<GraphName, string | null>;
 
-/** Names that are there before a chain starts: constants of the prompt, the frame and the schedule among them. */
-function givenTo(graphs: Graphs): Record<Chain, readonly string[]> {
-  const outputsOf = (graph: GraphName) => graphs.signatures[graph]?.outputs.map(({ name }) => name) ?? [];
+/** What runs together, for the check, and the names that are there before it: constants of prompt, frame and schedule. */
+function chainsOf(graphs: Graphs): { readonly chain: readonly GraphName[]; readonly given: readonly string[] }[] {
+  const outputsOf = (...names: GraphName[]) =>
+    names.flatMap((graph) => graphs.signatures[graph]?.outputs.map(({ name }) => name) ?? []);
   const text = ["text_ids", "text_mask"];
-  const sample = [
-    "latents",
-    "actions",
-    "position",
-    ...text,
-    ...outputsOf("text_encoder"),
-    ...outputsOf("frame_encoder"),
+  const sample = ["latents", "actions", "position", ...text, ...outputsOf("text_encoder", "frame_encoder")];
+  const denoiserGiven = [...sample, "noisy", "t", ...outputsOf("timestep", "text_kv")];
+  const bodies = (["denoiser_body", "denoiser_body_unfused"] as const).filter((body) => graphs.signatures[body]);
+  return [
+    { chain: ["text_encoder", "text_kv"], given: text },
+    { chain: ["timestep"], given: ["t"] },
+    { chain: ["frame_encoder"], given: ["frame"] },
+    ...bodies.map((body) => ({
+      chain: ["denoiser_head", body, "denoiser_tail"] as const,
+      given: denoiserGiven,
+    })),
+    {
+      chain: ["advance", "decoder"],
+      given: [...sample, "denoised", ...(graphs.signatures.advance ? [] : ["block_latents"])],
+    },
   ];
-  return {
-    text,
-    timestep: ["t"],
-    encode: ["frame"],
-    denoise: [...sample, "noisy", "t", ...outputsOf("timestep")],
-    decode: [...sample, "denoised", ...(graphs.signatures.advance ? [] : ["block_latents"])],
-  };
 }
 
 /** Throws BundleMismatch with every disagreement between the graphs and the manifest. */
 export function checkBundle(manifest: Manifest, graphs: Graphs): void {
   const expected = rowTensorsOf(manifest);
-  const given = givenTo(graphs);
-  const problems: string[] = [];
-  for (const [chain, graphsOfChain] of Object.entries(CHAINS)) {
-    const available = new Set(given[chain as Chain]); // Object.entries loses the key type
-    for (const graph of graphsOfChain) {
+  const problems = new Set<string>(manifest.engine.optimisations.teacache ? teacacheProblems(graphs) : []);
+  for (const { chain, given } of chainsOf(graphs)) {
+    const available = new Set(given);
+    for (const graph of chain) {
       const signature = graphs.signatures[graph];
       if (!signature) continue;
       for (const input of signature.inputs) {
         if (!available.has(input.name)) {
           const names = [...available].sort().join(", ");
-          problems.push(`${graph} takes ${input.name}, which nothing before it gives; available: ${names}`);
+          problems.add(`${graph} takes ${input.name}, which nothing before it gives; available: ${names}`);
         }
-        problems.push(...mismatches(graph, input, expected));
+        for (const problem of mismatches(graph, input, expected)) problems.add(problem);
       }
       for (const output of signature.outputs) {
-        problems.push(...mismatches(graph, output, expected));
+        for (const problem of mismatches(graph, output, expected)) problems.add(problem);
         available.add(output.name);
       }
       const required = REQUIRED_OUTPUT[graph];
       if (required !== null && !signature.outputs.some(({ name }) => name === required)) {
-        problems.push(`${graph} does not give ${required}`);
+        problems.add(`${graph} does not give ${required}`);
       }
     }
   }
-  if (problems.length > 0) {
-    throw new BundleMismatch(`the graphs of ${manifest.slug} do not fit its manifest:\n  ${problems.join("\n  ")}`);
+  if (problems.size > 0) {
+    throw new BundleMismatch(
+      `the graphs of ${manifest.slug} do not fit its manifest:\n  ${[...problems].join("\n  ")}`,
+    );
   }
+}
+
+/** TeaCache reads and writes these tensors itself. */
+function teacacheProblems({ signatures }: Graphs): string[] {
+  const outputs = [...(signatures.denoiser_head?.outputs ?? []), ...(signatures.denoiser_body?.outputs ?? [])];
+  return ["modulated", "tokens", "tokens_out"].flatMap((wanted) => {
+    const type = outputs.find(({ name }) => name === wanted)?.type ?? "nowhere";
+    return type === "float32" ? [] : [`teacache needs ${wanted} in float32 from the denoiser, it is ${type}`];
+  });
 }
 
 /** A tensor of a reserved name against its shape; null dimensions of the graph fit anything. */
@@ -141,40 +171,3 @@ function mismatches(graph: GraphName, { name, type, dims }: TensorSpec, expected
 }
 
 const shapeText = (dims: readonly (number | null)[]): string => `[${dims.map((dim) => dim ?? "B").join(", ")}]`;
-
-/** Batch sizes worth warming: 1, 2, 4, 8 … and the largest itself. */
-export function warmUpSizes(rowsMax: number): number[] {
-  const sizes: number[] = [];
-  for (let size = 1; size < rowsMax; size *= 2) sizes.push(size);
-  return [...sizes, rowsMax];
-}
-
-/** One run of every graph at every batch size, on zeros, so that no customer waits for first-time allocations. */
-export async function warmUp(manifest: Manifest, graphs: Graphs): Promise<void> {
-  const known = rowTensorsOf(manifest);
-  for (const rows of warmUpSizes(manifest.engine.max_batch_samples)) {
-    // Extras have no shape in the manifest: what one graph gave is what the next one takes.
-    const tensors: Record<string, Tensor> = {};
-    for (const graph of GRAPH_NAMES) {
-      const signature = graphs.signatures[graph];
-      if (!signature) continue;
-      const inputs: Record<string, Tensor> = {};
-      for (const { name } of signature.inputs) {
-        const want = known[name];
-        const tensor = want ? zeros(want.type, [rows, ...want.dims]) : tensors[name];
-        if (!tensor) throw new BundleMismatch(`${graph} takes ${name}, which no graph before it gave`);
-        inputs[name] = tensor;
-      }
-      for (const [name, tensor] of Object.entries(await graphs.run(graph, inputs))) {
-        const want = known[name];
-        if (sizeOf(tensor.dims.slice(0, 1)) !== rows || (want && sizeOf(tensor.dims) !== rows * sizeOf(want.dims))) {
-          throw new BundleMismatch(
-            `${graph} gave ${name} as [${tensor.dims.join(", ")}] for a batch of ${rows}` +
-              (want ? `, expected [${[rows, ...want.dims].join(", ")}]` : ""),
-          );
-        }
-        tensors[name] = tensor;
-      }
-    }
-  }
-}

@@ -1,42 +1,41 @@
 /**
  * The engine: plan → run → apply over all live samples, one forward at a time.
  *
- * 1. A request is a rollout: one start frame, K action sequences. It waits in line.
- * 2. Its candidates become live samples, oldest rollout first, as long as the engine holds fewer than
- *    `max_batch_samples` of them; a rollout with more candidates than that goes through in waves.
+ * 1. A request is a rollout: one start frame, K action sequences, a lane. It waits in line.
+ * 2. Its candidates become live samples, oldest rollout first, as long as the engine holds fewer than `rowsMax` of
+ *    its lane; a rollout with more candidates than that goes through in waves.
  * 3. The first of them looks up the prompt's text tensors and the schedule's timestep rows for all, computing what is
  *    not known yet.
- * 4. `planForward` picks a stage and the samples that take it together.
+ * 4. `planForward` picks a stage and the samples that take it together, realtime ones first.
  * 5. Their rows are stacked, the stage's graphs run, the results are split.
  * 6. Each sample moves on; decoded frames go out at once, block by block. One that is too far ahead of whoever takes
- *    its frames sits out until they are taken.
+ *    its frames sits out until they are taken. A bulk sample that found no place is parked: it stays as it is and goes
+ *    on from there.
  * 7. A sample at its end leaves; when the last candidate has left, the rollout is finished.
  * 8. Between two forwards messages are served: new requests join, cancelled ones leave, a stop stops.
  */
 import { strict as assert } from "node:assert";
 
 import type { Manifest } from "#contract/manifest.ts";
+import type { Lane } from "#contract/rollout.ts";
 
 import { createConditioning } from "./conditioning.ts";
 import type { EngineCounters } from "./counters.ts";
-import type { Graphs } from "./graphs.ts";
-import { planForward, type Stage } from "./plan.ts";
+import { type Graphs, graphsOf } from "./graphs.ts";
+import type { SpecName, Specs } from "./optimisations.ts";
+import { FIRST_PLAN, type Forward, planForward, type Plannable, type RowLimits } from "./plan.ts";
 import { createRunChain } from "./run-chain.ts";
 import {
-  applyBlock,
-  applyEncoded,
-  applyVelocities,
   type ConditioningFrame,
   createFrame,
   createSample,
-  decodeRow,
-  denoiseRows,
+  isGuided,
   rowsNeeded,
   type Sample,
   type SampleSpec,
   stageOf,
 } from "./sample.ts";
-import { bytesOf, rowOf, rowsOf, type Tensor } from "./tensor.ts";
+import { createStages } from "./stages.ts";
 
 /** As many frames as the canonical rollout has: only a longer one ever waits for its encoder. Bounds memory. */
 const FRAMES_AHEAD_MAX = 48;
@@ -53,6 +52,9 @@ export interface EngineRequest {
   readonly numSteps: number;
   readonly guidance: number;
   readonly prompt: string;
+  readonly lane: Lane;
+  /** With what the process serves, or with every optimisation off. */
+  readonly spec: SpecName;
   /** Its samples share forwards with nobody, not even with each other. */
   readonly alone: boolean;
 }
@@ -77,8 +79,14 @@ export interface Loop {
 export interface LoopOptions {
   readonly manifest: Manifest;
   readonly graphs: Graphs;
+  /** `rowsMax` of them, of a forward and of the live samples of a lane. */
+  readonly rowLimits: RowLimits;
+  readonly specs: Specs;
   readonly counters: EngineCounters;
-  /** Called between forwards; `frames` are the receiver's to keep. */
+  /**
+   * Called between forwards. `frames` are the receiver's to keep, and to transfer once the loop gives way: all views of a
+   * forward's buffer have been given by then, and the loop looks at none of them again.
+   */
   readonly emit: (event: EngineEvent) => void;
   /** Called after each run of a graph. */
   readonly onRun: () => void;
@@ -91,6 +99,9 @@ export interface LoopOptions {
 /** What the candidates of a rollout have in common. */
 type Shared = Pick<SampleSpec, "text" | "nullText" | "timesteps">;
 
+/** What the planner sees of a sample. */
+type Ready = Plannable & { readonly sample: Sample };
+
 interface RolloutInHand {
   readonly request: EngineRequest;
   readonly start: ConditioningFrame;
@@ -101,81 +112,72 @@ interface RolloutInHand {
 }
 
 export async function createLoop(options: LoopOptions): Promise<Loop> {
-  const { manifest, graphs, counters, emit, now } = options;
-  const samplesMax = manifest.engine.max_batch_samples;
-  const runChain = createRunChain(graphs, counters, options.onRun);
-  const conditioning = await createConditioning(manifest, runChain, counters);
+  const { manifest, graphs, rowLimits, specs, counters, emit, now } = options;
+  const run = createRunChain(graphs, counters, options.onRun);
+  const { served } = specs;
+  const hasTextKv = graphs.signatures.text_kv !== undefined;
+  const conditioning = await createConditioning({ manifest, run, counters, served, hasTextKv });
+  // One way for all, so that the base spec shares the bodies of those that may skip them.
+  const isSplit = served.teacache !== null;
 
   /** In order of arrival, as `live` is. */
   const rollouts = new Map<string, RolloutInHand>();
   let live: Sample[] = [];
-  const state = { stopped: false, wake: null as (() => void) | null };
+  /** `hasNews`: since the loop last looked who may join. */
+  const state = { stopped: false, hasNews: false, wake: null as (() => void) | null, plan: FIRST_PLAN };
+  const runStage = createStages({ graphs, run, counters, live: () => live, onFrames });
+
+  const hasRoom = (lane: Lane): boolean => live.filter(({ spec }) => spec.lane === lane).length < rowLimits.rowsMax;
 
   async function admit(): Promise<void> {
     for (const rollout of rollouts.values()) {
-      const { id, actions, seed, guidance, alone } = rollout.request;
-      while (live.length < samplesMax && rollout.candidatesAdmitted < actions.length) {
+      const { id, actions, seed, guidance, lane, alone, spec } = rollout.request;
+      while (rollout.candidatesAdmitted < actions.length && hasRoom(lane)) {
         rollout.startedAt ??= now();
         rollout.shared ??= await share(rollout.request);
         // That wait is where a cancellation can come in.
         const candidate = rollout.candidatesAdmitted++;
         const sequence = actions[candidate];
         if (!rollouts.has(id) || !sequence) break;
-        const own = { rolloutId: id, candidate, seed, guidance, alone, start: rollout.start, actions: sequence };
-        live.push(createSample({ ...own, ...rollout.shared }, manifest));
+        const own = { rolloutId: id, candidate, lane, seed, guidance, alone, start: rollout.start, actions: sequence };
+        live.push(createSample({ ...own, ...rollout.shared, optimisations: specs[spec], isSplit }, manifest));
         counters.samples_admitted += 1;
       }
     }
   }
 
-  async function share({ prompt, numSteps }: EngineRequest): Promise<Shared> {
+  async function share({ prompt, numSteps, guidance, spec }: EngineRequest): Promise<Shared> {
+    const optimisations = specs[spec];
     return {
-      text: await conditioning.text(prompt),
-      nullText: await conditioning.text(null),
-      timesteps: await conditioning.timesteps(numSteps),
+      text: await conditioning.text(prompt, optimisations),
+      nullText: isGuided(guidance, optimisations) ? await conditioning.text(null, optimisations) : null,
+      timesteps: await conditioning.timesteps(numSteps, optimisations),
     };
   }
 
-  async function encode(samples: readonly Sample[]): Promise<void> {
-    const waiting = [...new Set(samples.map((sample) => sample.conditioning))];
-    const encoded = await runChain(
-      "encode",
-      waiting.map(({ frame }) => ({ frame })),
-    );
-    for (const [i, frame] of waiting.entries()) frame.encoded = rowsOf(encoded, i);
-    // Also those that were not in this forward: whoever holds the frame has its latent now.
-    for (const sample of live) if (waiting.includes(sample.conditioning)) applyEncoded(sample);
+  function asReady(sample: Sample): Ready {
+    const stage = stageOf(sample);
+    const { lane, alone, optimisations } = sample.spec;
+    const graphsThere = graphsOf(stage, optimisations, graphs.signatures).join(" ");
+    return { sample, lane, alone, stage, graphs: graphsThere, rows: rowsNeeded(sample) };
   }
 
-  async function denoise(samples: readonly Sample[]): Promise<void> {
-    const rows = samples.map(denoiseRows);
-    const { velocity } = await runChain("denoise", rows.flat());
-    counters.denoise_batches[samples.length] = (counters.denoise_batches[samples.length] ?? 0) + 1;
-    let row = 0;
-    for (const [i, sample] of samples.entries()) {
-      applyVelocities(
-        sample,
-        (rows[i] ?? []).map(() => rowOf(given(velocity), row++)),
-      );
+  function onFrames(sample: Sample, frames: Uint8Array): void {
+    const { rolloutId: id, candidate } = sample.spec;
+    sample.framesAhead += manifest.shapes.block_frames;
+    if (rollouts.has(id)) emit({ type: "frames", id, candidate, frames });
+  }
+
+  function park({ samples, displaced }: Forward<Ready>): void {
+    for (const { sample } of displaced) {
+      if (!sample.parked) counters.samples_parked += 1;
+      sample.parked = true;
+    }
+    for (const { sample } of samples) {
+      if (sample.parked) counters.samples_resumed += 1;
+      sample.parked = false;
     }
   }
-
-  async function decode(samples: readonly Sample[]): Promise<void> {
-    const rows = samples.map(decodeRow);
-    const output = await runChain("decode", rows);
-    for (const [i, sample] of samples.entries()) {
-      const frames = rowOf(given(output["frames"]), i);
-      const blockLatents = output["block_latents"]
-        ? rowOf(output["block_latents"], i)
-        : given(rows[i]?.["block_latents"]);
-      applyBlock(sample, blockLatents, frames);
-      const { rolloutId: id, candidate } = sample.spec;
-      sample.framesAhead += manifest.shapes.block_frames;
-      if (rollouts.has(id)) emit({ type: "frames", id, candidate, frames: bytesOf(frames).slice() });
-    }
-  }
-
-  const runStage = { encode, denoise, decode } satisfies Record<Stage, (samples: readonly Sample[]) => Promise<void>>;
 
   function dismissFinished(): void {
     for (const { spec, finished } of live) {
@@ -190,7 +192,13 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
     live = live.filter((sample) => !sample.finished);
   }
 
-  /** Until a request, taken frames or a stop. Nothing can come in between the caller's look and this. */
+  /** Something came in that may give the engine something to do. */
+  function tellNews(): void {
+    state.hasNews = true;
+    state.wake?.();
+  }
+
+  /** Until there is news. Nothing can come in between the caller's look and this. */
   async function sleep(): Promise<void> {
     options.onBusy(false);
     await new Promise<void>((resolve) => {
@@ -210,54 +218,44 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
         candidatesFinished: 0,
         startedAt: null,
       });
-      state.wake?.();
+      tellNews();
     },
 
     cancel(id) {
       if (!rollouts.delete(id)) return;
       live = live.filter((sample) => sample.spec.rolloutId !== id);
       emit({ type: "cancelled", id });
+      tellNews(); // there is room for another
     },
 
     taken(id, candidate, frames) {
       const sample = live.find(({ spec }) => spec.rolloutId === id && spec.candidate === candidate);
       if (sample) sample.framesAhead -= frames;
-      state.wake?.();
+      tellNews();
     },
 
     async run() {
       options.onBusy(true);
       while (!state.stopped) {
+        state.hasNews = false;
         await admit();
-        const ready = live.filter(({ framesAhead }) => framesAhead < FRAMES_AHEAD_MAX);
-        const plan = planForward(
-          ready.map((sample) => ({
-            sample,
-            stage: stageOf(sample),
-            rows: rowsNeeded(sample),
-            alone: sample.spec.alone,
-          })),
-          samplesMax,
-        );
-        if (plan === null) {
-          // A rollout that came during `admit` is not live yet.
-          if (rollouts.size === 0 || live.length > 0) await sleep();
+        const ready = live.filter(({ framesAhead }) => framesAhead < FRAMES_AHEAD_MAX).map(asReady);
+        const { forward, state: planned } = planForward(ready, rowLimits, state.plan);
+        state.plan = planned;
+        if (forward === null) {
+          if (!state.hasNews) await sleep();
           continue;
         }
-        await runStage[plan.stage](plan.samples.map(({ sample }) => sample));
+        park(forward);
+        const samples = forward.samples.map(({ sample }) => sample);
+        await runStage(forward.stage, samples);
         dismissFinished();
       }
     },
 
     stop() {
       state.stopped = true;
-      state.wake?.();
+      tellNews();
     },
   };
-}
-
-/** The bundle check made sure that the graphs give it. */
-function given(tensor: Tensor | undefined): Tensor {
-  assert(tensor);
-  return tensor;
 }

@@ -3,11 +3,14 @@ import type { Manifest } from "#contract/manifest.ts";
 
 import type { EngineStats } from "./counters.ts";
 import type { EngineEvent, EngineRequest } from "./loop.ts";
+import type { Specs } from "./optimisations.ts";
+import type { WarmUp } from "./warm-up.ts";
 
 export interface ThreadData {
   readonly bundleDir: string;
   readonly manifest: Manifest;
   readonly providers: readonly string[];
+  readonly specs: Specs;
   /** Shared, so that the main thread sees that the engine lives without a message a run; see PULSE. */
   readonly pulse: Int32Array;
 }
@@ -22,5 +25,5 @@ export type ToThread =
   | { readonly type: "stop" };
 
 export type FromThread =
-  | { readonly type: "ready"; readonly stats: EngineStats }
-  | { readonly type: "event"; readonly event: EngineEvent; readonly stats: EngineStats };
+  | { readonly type: "ready"; readonly warmUp: WarmUp; readonly stats: EngineStats }
+  | { readonly type: "events"; readonly events: readonly EngineEvent[]; readonly stats: EngineStats };

@@ -1,12 +1,12 @@
-/** Runs a chain of graphs on rows: stacks what the graphs declare, by name, and lets each see what those before gave. */
+/** Runs graphs on rows: stacks what they declare, by name, and lets each see what those before it gave. */
 import type { GraphName } from "#contract/manifest.ts";
 
 import type { EngineCounters } from "./counters.ts";
-import { type Chain, CHAINS, type Graphs } from "./graphs.ts";
+import type { Graphs } from "./graphs.ts";
 import { createStacker, type Tensor, type Tensors } from "./tensor.ts";
 
 /** Named tensors of each row in; named batches out (every output of every graph of the chain). */
-export type RunChain = (chain: Chain, rows: readonly Tensors[]) => Promise<Tensors>;
+export type RunChain = (chain: readonly GraphName[], rows: readonly Tensors[]) => Promise<Tensors>;
 
 /** `onRun` is called after each graph, for whoever watches that the engine lives. */
 export function createRunChain(graphs: Graphs, counters: EngineCounters, onRun: () => void): RunChain {
@@ -14,11 +14,12 @@ export function createRunChain(graphs: Graphs, counters: EngineCounters, onRun: 
 
   return async (chain, rows) => {
     const outputs: Record<string, Tensor> = {};
-    for (const graph of CHAINS[chain]) {
-      const signature = graphs.signatures[graph];
-      if (!signature) continue;
+    for (const graph of chain) {
       const inputs = Object.fromEntries(
-        signature.inputs.map(({ name }) => [name, outputs[name] ?? stack(name, columnOf(graph, name, rows))]),
+        (graphs.signatures[graph]?.inputs ?? []).map(({ name }) => [
+          name,
+          outputs[name] ?? stack(name, columnOf(graph, name, rows)),
+        ]),
       );
       Object.assign(outputs, await graphs.run(graph, inputs));
       counters.runs[graph] += 1;

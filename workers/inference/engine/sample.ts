@@ -5,11 +5,15 @@
 import { strict as assert } from "node:assert";
 
 import type { Manifest } from "#contract/manifest.ts";
+import type { Lane } from "#contract/rollout.ts";
 
 import type { Timesteps } from "./conditioning.ts";
+import { latentFramesOf } from "./graphs.ts";
+import type { Optimisations } from "./optimisations.ts";
 import { chunkNoise } from "./philox.ts";
 import type { Stage } from "./plan.ts";
 import { eulerStep, guide } from "./sampler.ts";
+import type { Watched } from "./teacache.ts";
 import { bytesOf, float32, floatsOf, int64, sizeOf, type Tensor, type Tensors, uint8, zeros } from "./tensor.ts";
 
 /** A frame that a chunk starts from. The K candidates of a rollout hold the same one, so it is encoded once. */
@@ -22,6 +26,10 @@ export interface ConditioningFrame {
 export interface SampleSpec {
   readonly rolloutId: string;
   readonly candidate: number;
+  readonly lane: Lane;
+  readonly optimisations: Optimisations;
+  /** A denoising step is two forwards, head and body: in engines whose TeaCache may skip the second. */
+  readonly isSplit: boolean;
   readonly seed: bigint;
   readonly guidance: number;
   readonly alone: boolean;
@@ -29,9 +37,22 @@ export interface SampleSpec {
   /** `[T, action_dim]` in the environment's units, T a multiple of chunk_size. */
   readonly actions: Float32Array;
   readonly text: Tensors;
-  /** Text tensors of the null sequence; used where guidance is not 0. */
-  readonly nullText: Tensors;
+  /** Text tensors of the null sequence, where there is an unconditional pass. */
+  readonly nullText: Tensors | null;
   readonly timesteps: Timesteps;
+}
+
+/** One of the denoiser's passes: the conditional one, and with guidance the unconditional one. A row of a forward. */
+export interface Pass {
+  readonly text: Tensors;
+  /** This step's row with what the head gave, while the body has not run. */
+  headed: Tensors | null;
+  /** This step's result, until all passes have theirs. */
+  velocity: Tensor | null;
+  /** What TeaCache knows of this block; null at its first step. */
+  watched: Watched | null;
+  /** What the body added when it last ran. */
+  residual: Float32Array | null;
 }
 
 export interface Sample {
@@ -39,17 +60,20 @@ export interface Sample {
   readonly shapes: Manifest["shapes"];
   /** Normalised actions, `[chunk_size, action_dim]` a chunk. */
   readonly chunkActions: readonly Tensor[];
+  readonly passes: readonly Pass[];
   /** From here on: where it is. Tensors are replaced, never written to. */
   chunk: number;
   conditioning: ConditioningFrame;
-  /** Frames of this chunk already generated. */
+  /** Latent frames of this chunk already generated. */
   position: number;
   step: number;
-  /** Row 0 the conditioning frame, row i the frame after action i − 1, zeros from `position + 1` on. */
+  /** Row 0 the conditioning frame, row i the latent frame after it, zeros from `position + 1` on. */
   latents: Tensor;
-  /** Noise of this chunk, `[chunk_size, ...noise_shape]`. */
+  /** Noise of this chunk, `[chunk_size / temporal_compression, ...noise_shape]`. */
   noise: Float32Array;
   noisy: Tensor;
+  /** A realtime sample has its place in the forwards; it goes on where it stands. */
+  parked: boolean;
   /** Frames given away that the receiver has not taken yet. */
   framesAhead: number;
   finished: boolean;
@@ -68,10 +92,12 @@ export function createSample(spec: SampleSpec, { shapes, actions }: Manifest): S
     float32([shapes.chunk_size, shapes.action_dim], normalised.subarray(chunk * perChunk, (chunk + 1) * perChunk)),
   );
   const nothing = float32([0], new Float32Array(0)); // until the first chunk begins, below
+  const texts = spec.nullText ? [spec.text, spec.nullText] : [spec.text];
   const sample: Sample = {
     spec,
     shapes,
     chunkActions,
+    passes: texts.map((text) => ({ text, headed: null, velocity: null, watched: null, residual: null })),
     chunk: 0,
     conditioning: spec.start,
     position: 0,
@@ -79,6 +105,7 @@ export function createSample(spec: SampleSpec, { shapes, actions }: Manifest): S
     latents: nothing,
     noise: nothing.data,
     noisy: nothing,
+    parked: false,
     framesAhead: 0,
     finished: false,
   };
@@ -96,32 +123,41 @@ export function normaliseActions(actions: Float32Array, { offset, scale }: Manif
   );
 }
 
+/** Whether the denoiser's unconditional pass is run, be it for nothing. */
+export const isGuided = (guidance: number, { guidanceShortcut }: Optimisations): boolean =>
+  guidance !== 0 || !guidanceShortcut;
+
 /** What it needs next. Only the frame that starts a chunk is encoded, and not by this one if a sibling had it done. */
 export function stageOf(sample: Sample): Stage {
   if (sample.conditioning.encoded === null) return "encode";
-  return sample.step < sample.spec.timesteps.rows.length ? "denoise" : "decode";
+  if (sample.step === sample.spec.timesteps.rows.length) return "decode";
+  if (!sample.spec.isSplit) return "denoise";
+  return sample.passes.some(({ headed }) => headed) ? "body" : "head";
 }
 
-/** Rows of its next forward: with guidance the unconditional pass is a second row of the same denoising forward. */
-export const rowsNeeded = (sample: Sample): number =>
-  stageOf(sample) === "denoise" && sample.spec.guidance !== 0 ? 2 : 1;
-
-export function denoiseRows(sample: Sample): Tensors[] {
-  const { spec, step, noisy } = sample;
-  const shared = { ...stateOf(sample), ...spec.timesteps.rows[step], noisy };
-  const conditional = { ...shared, ...spec.text };
-  return spec.guidance === 0 ? [conditional] : [conditional, { ...shared, ...spec.nullText }];
+/** Rows of its next forward: one for each pass that takes part in it. */
+export function rowsNeeded(sample: Sample): number {
+  const stage = stageOf(sample);
+  if (stage === "body") return sample.passes.filter(({ headed }) => headed).length;
+  return stage === "denoise" || stage === "head" ? sample.passes.length : 1;
 }
 
-/** `velocities` in the order of `denoiseRows`. */
-export function applyVelocities(sample: Sample, velocities: readonly Tensor[]): void {
+export function denoiseRow(sample: Sample, { text }: Pass): Tensors {
   const { spec, step, noisy } = sample;
-  const [cond, uncond] = velocities.map(floatsOf);
+  return { ...stateOf(sample), ...spec.timesteps.rows[step], ...text, noisy };
+}
+
+/** When all passes have their velocity: the step is done. */
+export function stepIfComplete(sample: Sample): void {
+  const { spec, passes, step, noisy } = sample;
+  if (passes.some(({ velocity }) => !velocity)) return;
+  const [cond, uncond] = passes.map(({ velocity }) => velocity && floatsOf(velocity));
   const [now, after] = spec.timesteps.t.subarray(step, step + 2);
   assert(cond && now !== undefined && after !== undefined);
   const velocity = uncond ? guide(cond, uncond, spec.guidance) : cond;
   sample.noisy = float32(noisy.dims, eulerStep(floatsOf(noisy), velocity, now, after));
   sample.step += 1;
+  for (const pass of passes) pass.velocity = null;
 }
 
 /** After the last step the noisy block is the denoised one; without an `advance` graph it is the latents, too. */
@@ -132,8 +168,9 @@ export function decodeRow(sample: Sample): Tensors {
 /** Takes a decoded block and moves on: to the next block, to the next chunk (from the last frame's pixels), or to the end. */
 export function applyBlock(sample: Sample, blockLatents: Tensor, frames: Tensor): void {
   const { shapes } = sample;
-  const position = sample.position + shapes.block_frames;
-  if (position < shapes.chunk_size) {
+  const latentFrames = latentFramesOf(shapes);
+  const position = sample.position + latentFrames.block;
+  if (position < latentFrames.chunk) {
     sample.latents = withRows(sample.latents, sample.position + 1, blockLatents);
     beginBlock(sample, position);
     return;
@@ -149,10 +186,11 @@ export function applyBlock(sample: Sample, blockLatents: Tensor, frames: Tensor)
 
 function beginChunk(sample: Sample, chunk: number, conditioning: ConditioningFrame): void {
   const { shapes, spec } = sample;
+  const latentFrames = latentFramesOf(shapes).chunk;
   sample.chunk = chunk;
   sample.conditioning = conditioning;
-  sample.noise = chunkNoise(spec.seed, chunk, shapes.chunk_size * sizeOf(shapes.noise_shape));
-  sample.latents = zeros("float32", [shapes.chunk_size + 1, ...shapes.latent_shape]);
+  sample.noise = chunkNoise(spec.seed, chunk, latentFrames * sizeOf(shapes.noise_shape));
+  sample.latents = zeros("float32", [latentFrames + 1, ...shapes.latent_shape]);
   if (conditioning.encoded) applyEncoded(sample);
   beginBlock(sample, 0);
 }
@@ -165,10 +203,15 @@ export function applyEncoded(sample: Sample): void {
 }
 
 function beginBlock(sample: Sample, position: number): void {
-  const { block_frames: frames, noise_shape: noiseShape } = sample.shapes;
+  const { noise_shape: noiseShape } = sample.shapes;
+  const frames = latentFramesOf(sample.shapes).block;
   const size = sizeOf(noiseShape);
   sample.position = position;
   sample.step = 0;
+  for (const pass of sample.passes) {
+    pass.watched = null;
+    pass.residual = null;
+  }
   sample.noisy = float32([frames, ...noiseShape], sample.noise.subarray(position * size, (position + frames) * size));
 }
 

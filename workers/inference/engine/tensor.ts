@@ -31,10 +31,15 @@ export function rowOf(batch: Tensor, index: number): Tensor {
   const [count = 0, ...dims] = batch.dims;
   assert(index < count, `row ${index} of a batch of ${count}`);
   const size = sizeOf(dims);
-  const [start, end] = [index * size, (index + 1) * size];
-  if (batch.type === "float32") return float32(dims, batch.data.subarray(start, end));
-  if (batch.type === "uint8") return uint8(dims, batch.data.subarray(start, end));
-  return int64(dims, batch.data.subarray(start, end));
+  return viewOf(batch, dims, index * size, size);
+}
+
+/** `size` numbers from `start` on, under other dimensions. */
+function viewOf(tensor: Tensor, dims: readonly number[], start: number, size: number): Tensor {
+  const end = start + size;
+  if (tensor.type === "float32") return float32(dims, tensor.data.subarray(start, end));
+  if (tensor.type === "uint8") return uint8(dims, tensor.data.subarray(start, end));
+  return int64(dims, tensor.data.subarray(start, end));
 }
 
 /** Row `index` of every tensor of a batch. */
@@ -56,28 +61,39 @@ export function bytesOf(tensor: Tensor): Uint8Array {
 /** Stacks rows under a name into a batch that is valid until the same name is stacked again. */
 export type Stacker = (name: string, rows: readonly Tensor[]) => Tensor;
 
+/** A buffer for rows of one shape, and the row that each place of it holds. */
+interface Stacked {
+  readonly type: Tensor["type"];
+  readonly dims: readonly number[];
+  readonly buffer: Tensor;
+  readonly places: Tensor[];
+}
+
 /**
- * A stacker keeps one buffer for each name and batch size. When the rows are the very ones of last time (the text of
- * an unchanged batch at the next step) nothing is copied.
+ * A stacker keeps one buffer for each name, as large as its largest batch. A place that holds the very row it is to
+ * hold (the text of a batch at its next step) is not written again.
  */
 export function createStacker(): Stacker {
-  const built = new Map<string, { rows: readonly Tensor[]; batch: Tensor }>();
+  const built = new Map<string, Stacked>();
   return (name, rows) => {
     const first = rows[0];
     assert(first, `nothing to stack as ${name}`);
-    const key = `${name} ${rows.length}`;
-    const last = built.get(key);
-    if (last && rows.every((row, i) => row === last.rows[i])) return last.batch;
+    const { type, dims } = first;
+    const last = built.get(name);
+    const fits = last && last.type === type && sameDims(last.dims, dims) && (last.buffer.dims[0] ?? 0) >= rows.length;
+    const stacked = fits ? last : { type, dims, buffer: zeros(type, [rows.length, ...dims]), places: [] };
+    built.set(name, stacked);
 
-    const dims = [rows.length, ...first.dims];
-    const batch = last && sameDims(last.batch.dims, dims) ? last.batch : zeros(first.type, dims);
-    const target = new Uint8Array(batch.data.buffer, batch.data.byteOffset, batch.data.byteLength);
+    const { buffer, places } = stacked;
+    const target = new Uint8Array(buffer.data.buffer, buffer.data.byteOffset, buffer.data.byteLength);
     for (const [i, row] of rows.entries()) {
-      assert(sameDims(row.dims, first.dims) && row.type === first.type, `rows of ${name} differ in shape`);
+      if (places[i] === row) continue;
+      assert(sameDims(row.dims, dims) && row.type === type, `rows of ${name} differ in shape`);
       target.set(new Uint8Array(row.data.buffer, row.data.byteOffset, row.data.byteLength), i * row.data.byteLength);
+      places[i] = row;
     }
-    built.set(key, { rows, batch });
-    return batch;
+    const batchDims = [rows.length, ...dims];
+    return viewOf(buffer, batchDims, 0, sizeOf(batchDims));
   };
 }
 

@@ -6,28 +6,32 @@ import { strict as assert } from "node:assert";
 import { parentPort, workerData } from "node:worker_threads";
 
 import { createCounters } from "./counters.ts";
-import { checkBundle, warmUp } from "./graphs.ts";
+import { checkBundle } from "./graphs.ts";
 import { createLoop } from "./loop.ts";
 import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
 import { openOnnxGraphs } from "./onnx.ts";
+import { createOutbox } from "./outbox.ts";
+import { processMemory, warmUp } from "./warm-up.ts";
 
 assert(parentPort, "this is the entry of a worker thread");
 const port = parentPort;
-const { bundleDir, manifest, providers, pulse } = workerData as ThreadData; // engine.ts starts this thread, with these
+const { bundleDir, manifest, providers, specs, pulse } = workerData as ThreadData; // engine.ts starts this thread, with these
 
 const graphs = await openOnnxGraphs({ bundleDir, manifest, providers });
 checkBundle(manifest, graphs);
-await warmUp(manifest, graphs);
+const isOnCpu = providers.every((provider) => provider === "cpu");
+const warm = await warmUp({ manifest, graphs, memory: isOnCpu ? processMemory : null, now: () => performance.now() });
 
 const counters = createCounters();
 const loop = await createLoop({
   manifest,
   graphs,
+  rowLimits: { rowsMax: warm.samplesMax, fillTo: warm.fillTo },
+  specs,
   counters,
-  emit(event) {
-    const message: FromThread = { type: "event", event, stats: counters };
-    port.postMessage(message, event.type === "frames" ? [event.frames.buffer as ArrayBuffer] : []); // never shared memory
-  },
+  emit: createOutbox((events, transfer) => {
+    port.postMessage({ type: "events", events, stats: counters } satisfies FromThread, transfer);
+  }),
   onRun: () => Atomics.add(pulse, PULSE.runs, 1),
   onBusy: (busy) => Atomics.store(pulse, PULSE.busy, busy ? 1 : 0),
   now: () => performance.now(),
@@ -45,7 +49,7 @@ port.on("message", (message: ToThread) => {
       return loop.stop();
   }
 });
-port.postMessage({ type: "ready", stats: counters } satisfies FromThread);
+port.postMessage({ type: "ready", warmUp: warm, stats: counters } satisfies FromThread);
 
 await loop.run();
 await graphs.release();

@@ -56,6 +56,8 @@ export async function goldenRequest(rollout: GoldenRollout, candidates = 1): Pro
     numSteps: rollout.num_steps,
     guidance: rollout.guidance,
     prompt: rollout.prompt,
+    lane: "realtime",
+    spec: "served",
     alone: false,
   };
 }

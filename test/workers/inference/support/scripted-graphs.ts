@@ -1,10 +1,10 @@
 /**
  * A model made of arithmetic, behind the engine's Graphs interface: what the loop does with it can be predicted and
- * its every run is recorded.
+ * its every run is recorded. Rows do not influence each other, so a sample's numbers are the same in any batch.
  */
 import type { GraphName, Manifest } from "#contract/manifest.ts";
 import type { Graphs, GraphSignature } from "#workers/inference/engine/graphs.ts";
-import { float32, sizeOf, type Tensor, type Tensors, uint8 } from "#workers/inference/engine/tensor.ts";
+import { float32, rowsOf, sizeOf, type Tensor, type Tensors, uint8 } from "#workers/inference/engine/tensor.ts";
 
 import { tinyManifest } from "./tiny-bundle.ts";
 
@@ -16,22 +16,15 @@ export interface RecordedRun {
   readonly action: readonly number[];
   readonly text: readonly number[];
   readonly position: readonly number[];
+  readonly latent: readonly number[];
 }
 
-const signature = (inputs: readonly string[], outputs: readonly string[]): GraphSignature => ({
-  inputs: inputs.map((name) => ({ name, type: "float32", dims: [null] })),
-  outputs: outputs.map((name) => ({ name, type: "float32", dims: [null] })),
-});
-
-const SIGNATURES = {
-  text_encoder: signature(["text_ids"], ["text_sum"]),
-  frame_encoder: signature(["frame"], ["latent"]),
-  timestep: signature(["t"], ["t_rows"]),
-  denoiser_head: signature(["noisy", "latents", "actions", "position", "t_rows"], ["tokens"]),
-  denoiser_body: signature(["tokens", "text_sum", "actions", "position", "t"], ["tokens_out"]),
-  denoiser_tail: signature(["tokens_out", "noisy", "t"], ["velocity"]),
-  decoder: signature(["block_latents"], ["frames"]),
-} satisfies Partial<Record<GraphName, GraphSignature>>;
+export interface ScriptedOptions {
+  readonly manifest?: Manifest;
+  /** Whether the bundle has these optional graphs. */
+  readonly textKv?: boolean;
+  readonly unfused?: boolean;
+}
 
 export interface ScriptedGraphs extends Graphs {
   readonly runs: RecordedRun[];
@@ -39,39 +32,83 @@ export interface ScriptedGraphs extends Graphs {
   beforeRun: (graph: GraphName, inputs: Tensors) => void;
 }
 
-/** For `tinyManifest()`: one latent, one noise and one action dimension. */
-export function createScriptedGraphs(manifest: Manifest = tinyManifest()): ScriptedGraphs {
-  const { height, width } = manifest.shapes;
+/** A row of one number. */
+const one = (value: number): Tensor => float32([1], Float32Array.of(value));
+
+const signature = (inputs: readonly string[], outputs: readonly string[]): GraphSignature => ({
+  inputs: inputs.map((name) => ({ name, type: "float32", dims: [null] })),
+  outputs: outputs.map((name) => ({ name, type: "float32", dims: [null] })),
+});
+
+function signaturesOf({ textKv, unfused }: ScriptedOptions): Partial<Record<GraphName, GraphSignature>> {
+  const body = signature(["tokens", textKv ? "text_keys" : "text_sum", "actions", "position", "t"], ["tokens_out"]);
+  return {
+    text_encoder: signature(["text_ids"], ["text_sum"]),
+    ...(textKv ? { text_kv: signature(["text_sum"], ["text_keys"]) } : {}),
+    frame_encoder: signature(["frame"], ["latent"]),
+    timestep: signature(["t"], ["t_rows"]),
+    denoiser_head: signature(["noisy", "latents", "actions", "position", "t_rows"], ["tokens", "modulated"]),
+    denoiser_body: body,
+    ...(unfused ? { denoiser_body_unfused: body } : {}),
+    denoiser_tail: signature(["tokens_out", "noisy", "t"], ["velocity"]),
+    decoder: signature(["block_latents", "actions", "position"], ["frames"]),
+  };
+}
+
+/** For `tinyManifest()` and its like: one latent, one noise and one action dimension, any number of frames. */
+export function createScriptedGraphs(options: ScriptedOptions = {}): ScriptedGraphs {
+  const { manifest = tinyManifest() } = options;
+  const { height, width, temporal_compression: compression } = manifest.shapes;
   const runs: RecordedRun[] = [];
 
-  function paint(values: readonly number[]): Tensor {
+  /** Each latent as `compression` grey frames. */
+  function paint(latents: Float32Array): Tensor {
     const size = height * width * 3;
-    const pixels = new Uint8Array(values.length * size);
-    for (const [row, value] of values.entries()) {
-      pixels.fill(Math.max(0, Math.min(255, Math.round(128 + 10 * value))), row * size, (row + 1) * size);
-    }
-    return uint8([values.length, 1, height, width, 3], pixels);
+    const levels = Array.from(latents, (value) => Math.max(0, Math.min(255, Math.round(128 + 10 * value))));
+    const pixels = Uint8Array.from(
+      levels.flatMap((level) => Array.from<number>({ length: compression * size }).fill(level)),
+    );
+    return uint8([latents.length * compression, height, width, 3], pixels);
   }
 
-  function compute(graph: GraphName, inputs: Tensors): Tensors {
-    const first = (name: string) => firstOfRows(inputs[name]);
-    const sum = (...names: string[]) =>
-      names.map(first).reduce((total, column) => total.map((value, row) => value + (column[row] ?? 0)));
+  /** One row in, one row out. */
+  function compute(graph: GraphName, row: Tensors): Tensors {
+    const all = (name: string) => Float32Array.from(row[name]?.data ?? [], Number);
+    const first = (name: string) => all(name)[0] ?? 0;
+    const like = (name: string, data: Float32Array) => float32(row[name]?.dims ?? [], data);
+    const body = () => {
+      const text = first("text_keys") / 2 || first("text_sum");
+      const added = 0.01 * text + 0.1 * first("actions") + 0.3 * first("t");
+      return {
+        tokens_out: like(
+          "tokens",
+          all("tokens").map((token) => token / 2 + added),
+        ),
+      };
+    };
     const outputs: Record<GraphName, () => Tensors> = {
-      text_encoder: () => ({ text_sum: column([1], sumsOfRows(inputs["text_ids"])) }),
-      frame_encoder: () => ({ latent: column([1], first("frame")) }),
-      timestep: () => ({ t_rows: column([1], first("t")) }),
-      denoiser_head: () => ({ tokens: column([1, 1], first("noisy")) }),
-      denoiser_body: () => ({ tokens_out: column([1, 1], sum("tokens", "text_sum", "actions")) }),
-      denoiser_tail: () => ({ velocity: column([1, 1], first("tokens_out")) }),
+      text_encoder: () => ({ text_sum: one(all("text_ids").reduce((sum, id) => sum + id, 0)) }),
+      text_kv: () => ({ text_keys: one(2 * first("text_sum")) }),
+      frame_encoder: () => ({ latent: one(first("frame") / 100) }),
+      timestep: () => ({ t_rows: one(first("t")) }),
+      denoiser_head: () => ({
+        tokens: like(
+          "noisy",
+          all("noisy").map((value) => value + first("latents")),
+        ),
+        modulated: one(2 + first("t_rows") * (1 + first("actions"))),
+      }),
+      denoiser_body: body,
+      denoiser_body_unfused: body,
+      denoiser_tail: () => ({ velocity: like("tokens_out", all("tokens_out")) }),
       advance: () => ({}),
-      decoder: () => ({ frames: paint(first("block_latents")) }),
+      decoder: () => ({ frames: paint(all("block_latents")) }),
     };
     return outputs[graph]();
   }
 
   const graphs: ScriptedGraphs = {
-    signatures: SIGNATURES,
+    signatures: signaturesOf(options),
     runs,
     beforeRun: () => undefined,
     async run(graph, inputs) {
@@ -83,10 +120,11 @@ export function createScriptedGraphs(manifest: Manifest = tinyManifest()): Scrip
         rows,
         t: firstOfRows(inputs["t"]),
         action: firstOfRows(inputs["actions"]),
-        text: firstOfRows(inputs["text_sum"]),
+        text: firstOfRows(inputs["text_keys"] ?? inputs["text_sum"]),
         position: firstOfRows(inputs["position"]),
+        latent: firstOfRows(inputs["block_latents"]),
       });
-      return compute(graph, inputs);
+      return stacked(Array.from({ length: rows }, (_, row) => compute(graph, rowsOf(inputs, row))));
     },
     release: () => Promise.resolve(),
   };
@@ -102,16 +140,17 @@ function firstOfRows(tensor: Tensor | undefined): number[] {
   return Array.from({ length: rows }, (_, i) => Number(tensor.data[i * sizeOf(row)]));
 }
 
-function sumsOfRows(tensor: Tensor | undefined): number[] {
-  if (!tensor) return [];
-  const [rows = 0, ...row] = tensor.dims;
-  const size = sizeOf(row);
-  const numbers = Array.from(tensor.data, Number);
-  return Array.from({ length: rows }, (_, i) =>
-    numbers.slice(i * size, (i + 1) * size).reduce((sum, value) => sum + value, 0),
+/** Rows as a new batch. */
+function stacked(rows: readonly Tensors[]): Tensors {
+  const [first = {}] = rows;
+  return Object.fromEntries(
+    Object.entries(first).map(([name, { type, dims }]) => {
+      const numbers = rows.flatMap((row) => Array.from(row[name]?.data ?? [], Number));
+      const batch = [rows.length, ...dims];
+      return [
+        name,
+        type === "uint8" ? uint8(batch, Uint8Array.from(numbers)) : float32(batch, Float32Array.from(numbers)),
+      ];
+    }),
   );
 }
-
-/** One number a row. */
-const column = (row: readonly number[], values: readonly number[]): Tensor =>
-  float32([values.length, ...row], Float32Array.from(values));

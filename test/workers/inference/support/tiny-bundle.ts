@@ -195,7 +195,17 @@ export function tinyManifest(): Manifest {
       denoiser_tail: graph,
       decoder: graph,
     },
-    engine: { max_batch_samples: 4, cold_start_s: 0 },
+    engine: {
+      max_batch_samples: 4,
+      cold_start_s: 0,
+      optimisations: {
+        guidance_shortcut: true,
+        timestep_lut: true,
+        text_cache: true,
+        fused_qkv: true,
+        teacache: null,
+      },
+    },
     training: {},
     quality: {},
   };

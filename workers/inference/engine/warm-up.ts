@@ -1,0 +1,143 @@
+/**
+ * One run of every graph at every batch size, on zeros, so that no customer waits for first-time allocations, and so
+ * that it is known how many samples fit this machine: batches double up to the manifest's limit while there is memory
+ * for the next one and it succeeds. Each is timed, which says how many bulk rows a realtime forward can take along.
+ */
+import { GRAPH_NAMES, type GraphName, type Manifest } from "#contract/manifest.ts";
+
+import { BundleMismatch, type Graphs, rowTensorsOf } from "./graphs.ts";
+import { sizeOf, type Tensor, zeros } from "./tensor.ts";
+
+/** Of the memory that is there; the rest is for parked samples, encoders and the frames between them. */
+const MEMORY_SHARE = 0.8;
+/** What bulk rows may make of a realtime forward's time. */
+const FILL_SLOWDOWN_MAX = 1.5;
+/**
+ * The first run of all is slower than any later one, so small batches, which are quick, run once more and the better
+ * time counts. Large ones do not: being taken for a little dearer than they are, they are filled a little less.
+ */
+const RUN_TWICE_UP_TO = 2;
+const TIMED_GRAPHS = new Set<GraphName>(["denoiser_head", "denoiser_body", "denoiser_tail"]);
+
+export interface MemoryGauge {
+  /** What this process holds. */
+  usedBytes(): number;
+  /** What it may still take: of the machine's memory, or of its cgroup's limit. */
+  availableBytes(): number;
+}
+
+/** The machine's memory; a device with memory of its own says by a failed run what does not fit. */
+export const processMemory: MemoryGauge = {
+  usedBytes: () => process.memoryUsage.rss(),
+  availableBytes: () => process.availableMemory(),
+};
+
+export interface WarmUp {
+  /** Rows of a forward at most. */
+  readonly samplesMax: number;
+  /** As in `RowLimits`. */
+  readonly fillTo: readonly number[];
+  /** Why it is less than the manifest allows, or null. */
+  readonly limitedBy: string | null;
+}
+
+/** Batch sizes worth warming: 1, 2, 4, 8 … and the largest itself. */
+export function warmUpSizes(rowsMax: number): number[] {
+  const sizes: number[] = [];
+  for (let size = 1; size < rowsMax; size *= 2) sizes.push(size);
+  return [...sizes, rowsMax];
+}
+
+export interface WarmUpOptions {
+  readonly manifest: Manifest;
+  readonly graphs: Graphs;
+  /** Null where it is not known. */
+  readonly memory: MemoryGauge | null;
+  /** Milliseconds from any origin. */
+  readonly now: () => number;
+}
+
+/** Throws what a batch of one threw, and BundleMismatch at any size. */
+export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): Promise<WarmUp> {
+  const usedBefore = memory?.usedBytes() ?? 0;
+  const timed: TimedForward[] = [];
+  let samplesMax = 0;
+  const warm = (limitedBy: string | null): WarmUp => ({ samplesMax, fillTo: fillToOf(timed), limitedBy });
+  for (const rows of warmUpSizes(manifest.engine.max_batch_samples)) {
+    if (memory && samplesMax > 0) {
+      const rowBytes = Math.max(0, memory.usedBytes() - usedBefore) / samplesMax;
+      const needed = rowBytes * (rows - samplesMax);
+      const available = memory.availableBytes() * MEMORY_SHARE;
+      if (needed > available) {
+        return warm(`a batch of ${rows} needs ${mib(needed)} more, ${mib(available)} are free`);
+      }
+    }
+    try {
+      const first = await runAll(manifest, graphs, rows, now);
+      const again = rows <= RUN_TWICE_UP_TO ? await runAll(manifest, graphs, rows, now) : first;
+      timed.push({ rows, ms: Math.min(first, again) });
+    } catch (error) {
+      if (samplesMax === 0 || error instanceof BundleMismatch) throw error;
+      return warm(`a batch of ${rows} failed: ${error instanceof Error ? error.message : String(error)}`);
+    }
+    samplesMax = rows;
+  }
+  return warm(null);
+}
+
+/** Denoising this many rows took this long. */
+export interface TimedForward {
+  readonly rows: number;
+  readonly ms: number;
+}
+
+/** For each number of rows the largest one that takes not much longer; between the sizes measured, on a line. */
+export function fillToOf(timed: readonly TimedForward[]): number[] {
+  const msOf = (rows: number): number => {
+    const above = timed.find((one) => one.rows >= rows);
+    const below = timed.findLast((one) => one.rows <= rows);
+    if (!above || !below || above === below) return (above ?? below)?.ms ?? 0;
+    return below.ms + ((above.ms - below.ms) * (rows - below.rows)) / (above.rows - below.rows);
+  };
+  const rowsMax = timed.at(-1)?.rows ?? 0;
+  return Array.from({ length: rowsMax + 1 }, (_, own) => {
+    let rows = Math.max(1, own);
+    while (rows < rowsMax && msOf(rows + 1) <= FILL_SLOWDOWN_MAX * msOf(Math.max(1, own))) rows += 1;
+    return rows;
+  });
+}
+
+/** Returns the milliseconds that denoising took. */
+async function runAll(manifest: Manifest, graphs: Graphs, rows: number, now: () => number): Promise<number> {
+  const known = rowTensorsOf(manifest);
+  // Extras have no shape in the manifest: what one graph gave is what the next one takes.
+  const tensors: Record<string, Tensor> = {};
+  let denoisingMs = 0;
+  for (const graph of GRAPH_NAMES) {
+    const signature = graphs.signatures[graph];
+    if (!signature) continue;
+    const inputs: Record<string, Tensor> = {};
+    for (const { name } of signature.inputs) {
+      const want = known[name];
+      const tensor = want ? zeros(want.type, [rows, ...want.dims]) : tensors[name];
+      if (!tensor) throw new BundleMismatch(`${graph} takes ${name}, which no graph before it gave`);
+      inputs[name] = tensor;
+    }
+    const startedAt = now();
+    const outputs = await graphs.run(graph, inputs);
+    if (TIMED_GRAPHS.has(graph)) denoisingMs += now() - startedAt;
+    for (const [name, tensor] of Object.entries(outputs)) {
+      const want = known[name];
+      if (sizeOf(tensor.dims.slice(0, 1)) !== rows || (want && sizeOf(tensor.dims) !== rows * sizeOf(want.dims))) {
+        throw new BundleMismatch(
+          `${graph} gave ${name} as [${tensor.dims.join(", ")}] for a batch of ${rows}` +
+            (want ? `, expected [${[rows, ...want.dims].join(", ")}]` : ""),
+        );
+      }
+      tensors[name] = tensor;
+    }
+  }
+  return denoisingMs;
+}
+
+const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
