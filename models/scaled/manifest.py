@@ -15,7 +15,7 @@ from models.training.text import MAX_TOKENS
 
 DEFAULT_NUM_STEPS = 10
 #: What a rollout with every optimisation must reach against the same one without any (see `teacache.py` for what is reached).
-GATE = {"psnr_min": 30.0, "ssim_min": 0.95, "lpips_max": 0.05}
+GATE = {"psnr_min": 35.0, "ssim_min": 0.97, "lpips_max": 0.05}
 CATALOGUE = {
     "name": "DreamDojo Scaled",
     "provider": "dream-engine",

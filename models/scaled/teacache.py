@@ -29,7 +29,7 @@ DEGREE = 4
 #: How far past the pairs the polynomial must behave, by how many points, with what share of the pairs' weight.
 REACH, HOLD_POINTS, HOLD_WEIGHT = 2.0, 40, 0.05
 #: Accumulated relative change of the residual at which the body is computed again.
-THRESHOLDS = (0.03, 0.06, 0.1, 0.15, 0.25)
+THRESHOLDS = (0.06, 0.1, 0.15, 0.25, 0.4)
 #: dB against the same video without skipping, for the worst of the rollouts: far over what 8-bit rounding or an mp4 costs.
 PSNR_WANTED = 40.0
 #: Held-out episodes from here on, so that neither the evaluation's nor the golden ones are used.
