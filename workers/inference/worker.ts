@@ -3,7 +3,6 @@
  * is the order (videos, then `result.json`, then the settlement job, then the predict job is done) and who pays for an
  * engine fault: the jobs that were in the engine run once more, each alone; what fails alone, fails.
  */
-import { rm } from "node:fs/promises";
 
 import { Compile } from "typebox/compile";
 
@@ -23,7 +22,7 @@ import { BadInput } from "./inputs.ts";
 import type { WorkerMetrics } from "./metrics.ts";
 import { type EndReason, runRolloutJob } from "./rollout-job.ts";
 import { createSlots } from "#platform/slots.ts";
-import { createWorkDir } from "./video/work-dir.ts";
+import { createWorkDir } from "#platform/work-dir.ts";
 
 /** Progress is a hint for people who watch; more often than this nobody sees. */
 const PROGRESS_INTERVAL_MS = 250;
@@ -57,8 +56,8 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
   const samplesMax = manifest.engine.max_batch_samples;
   const predictions = predictQueue(queues, manifest.slug);
   const settlements = settlementQueue(queues);
-  const workDir = await createWorkDir();
-  const parts = { ...options, workDir, encoderSlots: createSlots(samplesMax) };
+  const workDir = await createWorkDir("videos");
+  const parts = { ...options, workDir: workDir.path, encoderSlots: createSlots(samplesMax) };
   const admission = createAdmission({
     samplesMax,
     pause: () => tellConsumer("pause"),
@@ -199,7 +198,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     admission.close();
     await consumer.stop(graceMs);
     await endCancelSignals();
-    await rm(workDir, { recursive: true, force: true });
+    await workDir.stop();
   }
 
   return {
