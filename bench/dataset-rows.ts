@@ -206,7 +206,7 @@ async function readPage({ gateway, ingested }: Sized, after: number): Promise<nu
 async function measureWhole(sized: Sized): Promise<void> {
   const { db, ingested, rows, blobs } = sized;
   await passOver(db, ingested.id, rows);
-  const parts = { db, blobs: createFsBlobs(blobs) };
+  const parts = { db, blobs: createFsBlobs(blobs), workDir: tmpdir() };
   for (let passed = 0; passed < PASSED_ROWS_MIN; passed += rows) await readResults(sized);
   for (let passed = 0; passed < PASSED_ROWS_MIN; passed += rows) {
     await db.query("UPDATE datasets SET state = 'running', finished_at = NULL, runner_id = 'bench' WHERE id = $1", [

@@ -49,7 +49,7 @@ export async function startCycles(options: {
   const { slug } = model.manifest;
   const leadership = await tryLead(db, "bench");
   if (!leadership) throw new Error("a scheduler leads already");
-  await db.query("UPDATE datasets SET state = 'running', started_at = now() WHERE id = $1", [id]);
+  await db.query("UPDATE datasets SET state = 'running', started_at = now(), resting_since = NULL WHERE id = $1", [id]);
   const turn = { dataset_id: id, name: "bench" };
   const mine = async () => {
     // Without a pace a slice is the smallest there is, and so the same for every size.
@@ -114,8 +114,8 @@ export async function startCycles(options: {
     let collected = 0;
     await timed("collect", async () => {
       while (collected < rows) {
-        const states = await collectFinished(turn, collectParts, new Map());
-        if (!states || states.length === 0) throw new Error(`${collected} of ${rows} rows were collected`);
+        const states = (await collectFinished(turn, collectParts, new Map()))?.states ?? [];
+        if (states.length === 0) throw new Error(`${collected} of ${rows} rows were collected`);
         collected += states.length;
       }
     });

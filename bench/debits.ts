@@ -5,7 +5,8 @@ import type { CustomerId, KeyId } from "#contract/ids.ts";
 import { mils } from "#contract/mils.ts";
 import { createKey } from "#keys/keys.ts";
 import type { Database } from "#platform/database.ts";
-import { type NewRollout, tryAccepting } from "#rollouts/accept.ts";
+import type { NewRollout } from "#rollouts/rollout.ts";
+import { tryAccepting } from "#rollouts/try-accepting.ts";
 import { newRollout } from "#test/support/ledger.ts";
 
 export const ACCOUNTS_PER_CONNECTION = 20;

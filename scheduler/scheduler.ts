@@ -38,6 +38,8 @@ export interface SchedulerOptions {
   readonly liveWorkers: (model: string) => number | null;
   /** How long inputs and videos are kept after the end of their rollout, and uploads after they came. */
   readonly retentionMs: number;
+  /** How long a dataset may wait for its owner. */
+  readonly datasetIdleMs: number;
   /** Names this process to people who ask who leads. */
   readonly holder: string;
   readonly clock: Clock;

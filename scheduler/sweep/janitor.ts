@@ -25,6 +25,8 @@ export interface JanitorOptions {
   readonly epoch: bigint;
   /** How long inputs and videos are kept after the end of their rollout, and uploads after they came. */
   readonly retentionMs: number;
+  /** How long a dataset may wait for its owner. */
+  readonly datasetIdleMs: number;
   readonly clock: Clock;
   readonly log: Log;
 }

@@ -131,16 +131,22 @@ async function otherPartOf(db: Database, part: Part): Promise<Part | null> {
   return null;
 }
 
-/** What gateway, scheduler and settlement worker share as separate deployments: the database and the queue. */
+/** The database that separate deployments share, for a role that may do what that part does. */
+export async function openSharedDatabase(part: Part, config: Config, log: Log, parts: Parts): Promise<OpenDatabase> {
+  requireDatabaseUrl(config);
+  const open = await openDatabase(config, log, parts, { upgrade: true });
+  if (!open.owned) await requireRights(open.db, part);
+  return open;
+}
+
+/** That and the queue: what gateway, scheduler, settlement worker and runner share. */
 export async function openShared(
   part: Part,
   config: Config,
   log: Log,
   parts: Parts,
 ): Promise<{ readonly db: Database; readonly queues: QueueSystem }> {
-  requireDatabaseUrl(config);
-  const { db, url, owned } = await openDatabase(config, log, parts, { upgrade: true });
-  if (!owned) await requireRights(db, part);
+  const { db, url, owned } = await openSharedDatabase(part, config, log, parts);
   const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: owned, log });
   parts.push(["queues", queues]);
   return { db, queues };

@@ -4,6 +4,7 @@ import { Command, Help, type Option } from "commander";
 import { addDatasets } from "./commands/datasets.ts";
 import { addPredict } from "./commands/predict.ts";
 import { addRollouts } from "./commands/rollouts.ts";
+import { addWebhooks } from "./commands/webhooks.ts";
 import { endsUsageErrors } from "./customer-options.ts";
 import { endWith } from "./end.ts";
 
@@ -13,7 +14,7 @@ const program = new Command("dream-engine")
   .configureHelp({ optionDescription: describeOption });
 
 /** They speak HTTP alone and are called by scripts, often: they start in half the time without everything else. */
-const CUSTOMER_COMMANDS = { predict: addPredict, rollouts: addRollouts, datasets: addDatasets };
+const CUSTOMER_COMMANDS = { predict: addPredict, rollouts: addRollouts, datasets: addDatasets, webhooks: addWebhooks };
 if (!Object.hasOwn(CUSTOMER_COMMANDS, process.argv[2] ?? "")) {
   const { OPERATOR_COMMANDS } = await import("./operator-commands.ts");
   for (const add of OPERATOR_COMMANDS) add(program);

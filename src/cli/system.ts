@@ -23,6 +23,7 @@ import { createRegistry } from "#platform/metrics.ts";
 import { createOutbound } from "#platform/outbound.ts";
 import { openQueues } from "#queue/open-queues.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
+import { datasetIdleMsOf } from "#datasets/idle.ts";
 import { retentionMsOf } from "#rollouts/retention.ts";
 import { type Fleet, startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
@@ -121,6 +122,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     // Without workers of its own, this process does not know how many others there are.
     liveWorkers: (model) => (config.WORKERS === 0 ? null : fleet.liveWorkers(model)),
     retentionMs: retentionMsOf(config),
+    datasetIdleMs: datasetIdleMsOf(config),
     holder: `serve ${process.pid}`,
     clock,
     log: schedulerLog,
@@ -188,6 +190,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     models: manifests,
     publicUrl: config.PUBLIC_URL ?? gateway.url,
     retentionMs: retentionMsOf(config),
+    datasetIdleMs: datasetIdleMsOf(config),
     outbound,
     clock,
     random: randomBytes,

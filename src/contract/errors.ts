@@ -25,6 +25,8 @@ const STATUS_OF = {
   last_key: 409,
   too_many_keys: 409,
   too_many_webhooks: 409,
+  too_many_datasets: 409,
+  too_many_uploads: 409,
   rollout_finished: 409,
   wrong_state: 409,
   still_receiving: 409,

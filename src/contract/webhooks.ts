@@ -10,6 +10,11 @@ export const WEBHOOK_EVENTS = [
 ] as const;
 export type WebhookEvent = (typeof WEBHOOK_EVENTS)[number];
 
+/** What an endpoint gets when its owner asks for a test: nobody subscribes to it. */
+export const WEBHOOK_TEST = "webhook.test";
+/** The `type` of a body. */
+export type MessageType = WebhookEvent | typeof WEBHOOK_TEST;
+
 /** Of one message to one receiver: to be sent (again), taken, given up. */
 export const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
 export type DeliveryState = (typeof DELIVERY_STATES)[number];

@@ -2,7 +2,6 @@
  * The entries of a zip, tar or gzipped tar, one after the other, told apart by content. Nothing that an archive says of
  * itself is believed: sizes are counted as bytes come out, names are never used as paths.
  */
-import { createReadStream } from "node:fs";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { crc32, createGunzip } from "node:zlib";
@@ -143,12 +142,12 @@ async function* tarChunks(entry: AsyncIterable<Buffer>, what: string): AsyncGene
   }
 }
 
-/** A zip's directory is at its end, so it has to be in a file by now. */
-export async function* zipEntries(path: string): AsyncGenerator<ArchiveEntry> {
+/** A zip's directory is at its end, so it has to be in a file by now, which stays open: it is closed by whoever opened it. */
+export async function* zipEntries(fd: number): AsyncGenerator<ArchiveEntry> {
   const limit = createUnpackLimit();
   // A name that leads out of the archive ends it here; sizes that lie end the entry's stream.
   const zip = await yauzl
-    .openPromise(path, { autoClose: false, strictFileNames: true, validateEntrySizes: true })
+    .fromFdPromise(fd, { autoClose: false, strictFileNames: true, validateEntrySizes: true })
     .catch((error: unknown) => {
       throw damaged("zip", error);
     });
@@ -161,8 +160,6 @@ export async function* zipEntries(path: string): AsyncGenerator<ArchiveEntry> {
     }
   } catch (error) {
     throw error instanceof ApiError ? error : damaged("zip", error);
-  } finally {
-    zip.close();
   }
 }
 
@@ -211,5 +208,3 @@ export async function entryBytes(entry: ArchiveEntry): Promise<Buffer> {
   for await (const chunk of entry.chunks()) chunks.push(chunk);
   return Buffer.concat(chunks);
 }
-
-export const linesOfFile = (path: string): AsyncIterable<Buffer> => createReadStream(path) as AsyncIterable<Buffer>; // without an encoding it gives bytes

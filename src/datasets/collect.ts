@@ -1,6 +1,7 @@
 /**
  * What became of rows that run: their finished rollouts are noted in the rows, and in the counters of the dataset, in one
- * transaction. The video is copied to where it stays before that, so a row that succeeded always has one.
+ * transaction. The video is copied to where it stays before that, so a row that succeeded always has one; where it is
+ * gone, the same transaction takes back that its rollout succeeded, and refunds it.
  */
 import { BlobNotFound, type BlobStore } from "#blobs/blob-store.ts";
 import type { RowState } from "#contract/datasets.ts";
@@ -11,7 +12,10 @@ import type { Clock } from "#platform/clock.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
 import { createSlots } from "#platform/slots.ts";
+import { TAKEN_BACK } from "#rollouts/lifecycle.ts";
+import { type TakenBack, takeBack } from "#rollouts/take-back.ts";
 
+import type { Dataset } from "./dataset.ts";
 import { nextPace } from "./pace.ts";
 import { lockMine, type Turn } from "./turn.ts";
 
@@ -52,17 +56,20 @@ interface Ended {
 /** Rows whose video could not be copied, and why. One that never can be must not keep back the others. */
 export type Stuck = Map<number, unknown>;
 
-/**
- * The states of the rows that were noted, at most one batch; null when the turn is another one's by now. Passes over the
- * rows that are `stuck`, and adds to them.
- */
-export async function collectFinished(
-  turn: Turn,
-  parts: CollectParts,
-  stuck: Stuck,
-): Promise<readonly Ended["state"][] | null> {
+export interface Collected {
+  /** Of the rows that were noted, at most one batch. */
+  readonly states: readonly Ended["state"][];
+  /** How many of them had lost their video, and the rollouts that were refunded for it. */
+  readonly videosLost: number;
+  readonly takenBack: readonly TakenBack[];
+}
+
+const NOTHING: Collected = { states: [], videosLost: 0, takenBack: [] };
+
+/** Null when the turn is another one's by now. Passes over the rows that are `stuck`, and adds to them. */
+export async function collectFinished(turn: Turn, parts: CollectParts, stuck: Stuck): Promise<Collected | null> {
   const finished = await readFinished(parts.db, turn.dataset_id, [...stuck.keys()]);
-  if (finished.length === 0) return [];
+  if (finished.length === 0) return NOTHING;
   const slots = createSlots(COPIES_AT_ONCE);
   const copied = await Promise.all(
     finished.map(async (row) => {
@@ -78,8 +85,13 @@ export async function collectFinished(
     }),
   );
   const ended = copied.filter((each) => each !== null);
-  if (ended.length === 0) return [];
-  return await parts.db.transaction((tx) => note(tx, turn, ended, parts.clock.now()));
+  if (ended.length === 0) return NOTHING;
+  return await parts.db.transaction(async (tx) => {
+    const dataset = await lockMine(tx, turn);
+    if (!dataset) return null;
+    const refunds = await refundLost(tx, dataset.id, ended, parts.log);
+    return { ...refunds, states: await note(tx, dataset, ended, parts.clock.now()) };
+  });
 }
 
 function readFinished(sql: Sql, id: DatasetId, without: readonly number[]): Promise<Finished[]> {
@@ -94,6 +106,7 @@ function readFinished(sql: Sql, id: DatasetId, without: readonly number[]): Prom
   );
 }
 
+/** Throws where the video could neither be copied nor be known to be gone. */
 async function endOf(id: DatasetId, row: Finished, { blobs, log }: CollectParts): Promise<Ended> {
   const { n, rollout_id, status, error_code, error_message, result } = row;
   const end = { n, rollout_id, error_code: null, error_message: null, video_key: null, video_bytes: null };
@@ -101,30 +114,58 @@ async function endOf(id: DatasetId, row: Finished, { blobs, log }: CollectParts)
   if (status === "failed") {
     return { ...end, state: "failed", error_code: error_code ?? "internal", error_message, engine_wall_ms };
   }
-  const [from] = result?.video_keys ?? [];
-  if (status !== "succeeded" || from === undefined) return { ...end, state: status, engine_wall_ms };
+  if (status !== "succeeded") return { ...end, state: status, engine_wall_ms };
+  const from = result?.video_keys[0];
   const video_key = blobKeys.datasetVideo(id, row.row_id);
-  try {
-    await blobs.copy(from, video_key);
-  } catch (error) {
-    if (!(error instanceof BlobNotFound)) throw error;
-    log.error({ err: error, dataset_id: id, row_id: row.row_id, rollout_id }, "the video of a row is not stored");
-    const message = "its video got lost after it was made; name the request id to whoever runs this server";
-    return { ...end, state: "failed", error_code: "video_lost", error_message: message, engine_wall_ms };
+  if (from !== undefined) {
+    await blobs.copy(from, video_key).catch((error: unknown) => {
+      if (!(error instanceof BlobNotFound)) throw error;
+    });
   }
-  const video_bytes = (await blobs.info(video_key))?.bytes ?? null;
-  return { ...end, state: "succeeded", engine_wall_ms, video_key, video_bytes };
+  // Also where nothing was copied now: a process that died may have copied it, and then it is not lost.
+  const stored = await blobs.info(video_key);
+  if (!stored) {
+    log.error({ dataset_id: id, row_id: row.row_id, rollout_id, key: from }, "the video of a row is not stored");
+    return { ...end, state: "failed", error_code: VIDEO_LOST, error_message: LOST_MESSAGE, engine_wall_ms };
+  }
+  return { ...end, state: "succeeded", engine_wall_ms, video_key, video_bytes: stored.bytes };
+}
+
+const VIDEO_LOST = TAKEN_BACK.error_code;
+const LOST_MESSAGE = "its video got lost after it was made; a retry makes it anew";
+
+/** Rows without a video cost nothing. Locks all rows of the batch, because rollouts and the account are locked after them. */
+async function refundLost(
+  tx: Sql,
+  id: DatasetId,
+  ended: readonly Ended[],
+  log: Log,
+): Promise<Omit<Collected, "states">> {
+  const lost = new Set(ended.filter((row) => row.error_code === VIDEO_LOST).map((row) => row.rollout_id));
+  if (lost.size === 0) return NOTHING;
+  const rows = await tx.query<{ rollout_id: RolloutId }>(
+    `SELECT rollout_id FROM dataset_rows WHERE dataset_id = $1 AND n = ANY ($2) AND state = 'running' ORDER BY n FOR NO KEY UPDATE`,
+    [id, ended.map(({ n }) => n)],
+  );
+  const running = rows.map(({ rollout_id }) => rollout_id).filter((rollout_id) => lost.has(rollout_id));
+  const takenBack = await takeBack(tx, running, LOST_MESSAGE);
+  const kept = running.filter((rollout_id) => !takenBack.some((each) => each.id === rollout_id));
+  if (kept.length > 0) {
+    log.error(
+      { dataset_id: id, rollouts: kept },
+      "videos are lost, and what was paid for them must be given back by hand",
+    );
+  }
+  return { videosLost: running.length, takenBack };
 }
 
 /** Each row once: it is of this try, and it still runs. The money is what the rollout says. */
 async function note(
   tx: Sql,
-  turn: Turn,
+  dataset: Dataset,
   ended: readonly Ended[],
   nowMs: number,
-): Promise<readonly Ended["state"][] | null> {
-  const dataset = await lockMine(tx, turn);
-  if (!dataset) return null;
+): Promise<readonly Ended["state"][]> {
   const column = (valueOf: (row: Ended) => unknown): unknown[] => ended.map(valueOf);
   const pace = nextPace(dataset, ended.length, nowMs);
   const [noted] = await tx.query<{ states: Ended["state"][] }>(

@@ -6,10 +6,12 @@ import type { DatasetState } from "#contract/datasets.ts";
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId, DatasetId, KeyId } from "#contract/ids.ts";
 import { type Mils, mils, usdText } from "#contract/mils.ts";
+import { lockOpenCustomer } from "#keys/mint.ts";
 import type { Database, Sql } from "#platform/database.ts";
 
 import { type Dataset, DATASET_COLUMNS } from "./dataset.ts";
 import { GO_ON, pauseDataset } from "./pause.ts";
+import { checkDatasetQuotas, type DatasetQuotas } from "./quotas.ts";
 import { canStep } from "./states.ts";
 
 /** Who asks; what is said of somebody else's dataset is that there is none. */
@@ -75,7 +77,7 @@ export function cancelByOwner(db: Database, id: DatasetId, owner: Owner): Promis
     if (!canStep(dataset.state, "cancelling")) throw wrongState(dataset, "cancelled", "ready, running or paused");
     await tx.query(
       `UPDATE datasets SET state = 'cancelling', pause_reason = NULL, message = NULL, needs_frames = NULL,
-                           retry_after = NULL
+                           retry_after = NULL, resting_since = NULL
         WHERE id = $1`,
       [id],
     );
@@ -86,10 +88,18 @@ export function cancelByOwner(db: Database, id: DatasetId, owner: Owner): Promis
 /**
  * Rows that failed, expired or were cancelled are put back by a runner within moments (retry.ts). A completed dataset runs
  * again, at the cost of the key that asks; a running one has more to do; a paused one stays paused. `filesDueAt`: the files
- * of what ended before it are being deleted. Throws ApiError: dataset_not_found, wrong_state.
+ * of what ended before it are being deleted. Throws ApiError: dataset_not_found, wrong_state, and too_many_datasets where a
+ * completed one would be one too many that has not ended.
  */
-export function retryByOwner(db: Database, id: DatasetId, owner: Owner, filesDueAt: Date): Promise<Dataset> {
+export function retryByOwner(
+  db: Database,
+  id: DatasetId,
+  owner: Owner,
+  filesDueAt: Date,
+  quotas: DatasetQuotas,
+): Promise<Dataset> {
   return db.transaction(async (tx) => {
+    await lockOpenCustomer(tx, owner.customer_id);
     const dataset = await lockOwned(tx, id, owner);
     const retriable: readonly DatasetState[] = ["completed", "running", "paused"];
     if (!retriable.includes(dataset.state)) throw wrongState(dataset, "retried", retriable.join(", "));
@@ -101,8 +111,12 @@ export function retryByOwner(db: Database, id: DatasetId, owner: Owner, filesDue
     }
     if (dataset.state === "completed") {
       await tx.query(`UPDATE datasets SET ${GO_ON}, key_id = $2, finished_at = NULL WHERE id = $1`, [id, owner.key_id]);
+      await checkDatasetQuotas(tx, owner.customer_id, quotas, "this one");
     }
-    await tx.query("UPDATE datasets SET retry_after = 0 WHERE id = $1", [id]);
+    await tx.query(
+      `UPDATE datasets SET retry_after = 0, resting_since = CASE WHEN state = 'paused' THEN now() END WHERE id = $1`,
+      [id],
+    );
     return await read(tx, id);
   });
 }

@@ -7,12 +7,14 @@ import { ApiError } from "#contract/errors.ts";
 import type { CustomerId, DatasetId, KeyId, RequestId } from "#contract/ids.ts";
 import { datasetPrefixes } from "#contract/jobs.ts";
 import { DATASET_PROBLEMS_LISTED, IDEMPOTENCY_KEPT_MS } from "#contract/limits.ts";
-import type { Sql } from "#platform/database.ts";
+import { lockOpenCustomer } from "#keys/mint.ts";
+import type { Database, Sql } from "#platform/database.ts";
 
 import { dropFiles } from "./archive-files.ts";
 import type { CreateParams } from "./create-params.ts";
 import { type Dataset, DATASET_COLUMNS } from "./dataset.ts";
 import { listProblems } from "./find.ts";
+import { checkDatasetQuotas, type DatasetQuotas } from "./quotas.ts";
 import { rejectDataset } from "./reject.ts";
 
 export interface NewDataset {
@@ -65,34 +67,48 @@ const stillReceiving = (): ApiError =>
     { headers: { "Retry-After": String(BEAT_MS / 1000) } },
   );
 
-/** Null once it is begun; else what was made under its key before. Throws ApiError(still_receiving). */
-export async function beginDataset(sql: Sql, dataset: NewDataset): Promise<Earlier | null> {
-  const { params, idempotency_key } = dataset;
+/**
+ * Null once it is begun; else what was made under its key before, which no quota refuses. Throws ApiError:
+ * still_receiving, too_many_datasets.
+ */
+export async function beginDataset(db: Database, dataset: NewDataset, quotas: DatasetQuotas): Promise<Earlier | null> {
+  const { customer_id, idempotency_key } = dataset;
   for (let tries = 1; tries <= TRIES_MAX; tries++) {
-    const begun = await sql.query(
-      `INSERT INTO datasets (id, customer_id, key_id, request_id, name, model, metadata, on_invalid, budget_mils,
-                             webhook_url, idempotency_key)
-       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-       ON CONFLICT ON CONSTRAINT datasets_idempotency_key_once DO NOTHING RETURNING id`,
-      [
-        dataset.id,
-        dataset.customer_id,
-        dataset.key_id,
-        dataset.request_id,
-        params.name,
-        dataset.model,
-        JSON.stringify(params.metadata),
-        params.on_invalid,
-        params.budget_mils,
-        params.webhook_url,
-        idempotency_key,
-      ],
-    );
-    if (begun.length > 0 || idempotency_key === null) return null;
-    const earlier = await findEarlier(sql, dataset.customer_id, idempotency_key);
+    const begun = await db.transaction(async (tx) => {
+      await lockOpenCustomer(tx, customer_id);
+      if (!(await insertDataset(tx, dataset))) return false;
+      await checkDatasetQuotas(tx, customer_id, quotas, "a new one");
+      return true;
+    });
+    if (begun || idempotency_key === null) return null;
+    const earlier = await findEarlier(db, customer_id, idempotency_key);
     if (earlier) return earlier;
   }
   throw stillReceiving();
+}
+
+/** False where there is one under its idempotency key. */
+async function insertDataset(tx: Sql, { params, ...dataset }: NewDataset): Promise<boolean> {
+  const begun = await tx.query(
+    `INSERT INTO datasets (id, customer_id, key_id, request_id, name, model, metadata, on_invalid, budget_mils,
+                             webhook_url, idempotency_key)
+       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+       ON CONFLICT ON CONSTRAINT datasets_idempotency_key_once DO NOTHING RETURNING id`,
+    [
+      dataset.id,
+      dataset.customer_id,
+      dataset.key_id,
+      dataset.request_id,
+      params.name,
+      dataset.model,
+      JSON.stringify(params.metadata),
+      params.on_invalid,
+      params.budget_mils,
+      params.webhook_url,
+      dataset.idempotency_key,
+    ],
+  );
+  return begun.length > 0;
 }
 
 /** Until the function that it gives is called. A beat that fails is made up for by the next. */
@@ -118,7 +134,8 @@ export async function finishReceiving(
   const [dataset] = await sql.query<Dataset>(
     `UPDATE datasets
         SET received_at = now(), worked_at = now(), fingerprint = $2, message = $4,
-            state = CASE WHEN $3 THEN 'running' ELSE 'ready' END, started_at = CASE WHEN $3 THEN now() END
+            state = CASE WHEN $3 THEN 'running' ELSE 'ready' END, started_at = CASE WHEN $3 THEN now() END,
+            resting_since = CASE WHEN $3 THEN NULL ELSE now() END
       WHERE id = $1 AND state = 'receiving' AND rows_pending > 0 AND (on_invalid = 'skip' OR rows_invalid = 0)
     RETURNING ${DATASET_COLUMNS}`,
     [id, received.fingerprint, received.start, received.message],

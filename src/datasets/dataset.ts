@@ -21,6 +21,8 @@ export interface Dataset {
   readonly received_at: Date | null;
   readonly started_at: Date | null;
   readonly finished_at: Date | null;
+  /** While it is ready or paused: since when it waits for its owner (idle.ts). */
+  readonly resting_since: Date | null;
   readonly files_deleted_at: Date | null;
   readonly rows_total: number;
   readonly rows_invalid: number;
@@ -46,7 +48,7 @@ export interface Dataset {
 
 export const DATASET_COLUMNS = `
   id, customer_id, key_id, request_id, name, model, metadata, state, pause_reason, on_invalid, budget_mils, webhook_url,
-  message, created_at, received_at, started_at, finished_at, files_deleted_at, rows_total, rows_invalid, rows_pending,
+  message, created_at, received_at, started_at, finished_at, resting_since, files_deleted_at, rows_total, rows_invalid, rows_pending,
   rows_running, rows_succeeded, rows_failed, rows_cancelled, rows_expired, frames_expected, rows_unmeasured,
   frames_delivered, held_mils, charged_mils, refunded_mils,
   retry_after, pace_rows, pace_s, pace_at`;

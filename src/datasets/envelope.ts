@@ -2,6 +2,7 @@
 import { type Static, Type } from "typebox";
 
 import { DATASET_STATES, PAUSE_REASONS, ROW_STATES } from "#contract/datasets.ts";
+import { epochS } from "#contract/epoch.ts";
 import { mils, usdNumber } from "#contract/mils.ts";
 import { Nullable } from "#contract/nullable.ts";
 
@@ -31,7 +32,9 @@ export const DatasetEnvelope = Type.Object(
     model: Type.String(),
     state: oneOf(DATASET_STATES),
     pause_reason: Nullable(oneOf(PAUSE_REASONS)),
-    message: Nullable(Type.String({ description: "Why it was rejected, or what a pause waits for." })),
+    message: Nullable(
+      Type.String({ description: "Why it was rejected or ended by itself, or what a pause waits for." }),
+    ),
     created: Type.Integer({ description: "Epoch seconds." }),
     received: Time,
     started: Time,
@@ -39,6 +42,12 @@ export const DatasetEnvelope = Type.Object(
     expires_at: Nullable(
       Type.Integer({
         description: "Epoch seconds: when its inputs, videos and results are deleted; null before the end.",
+      }),
+    ),
+    idle_until: Nullable(
+      Type.Integer({
+        description:
+          "Epoch seconds: when it is cancelled unless you start or resume it; null unless it is ready or paused.",
       }),
     ),
     on_invalid: Type.Union([Type.Literal("skip"), Type.Literal("reject")]),
@@ -90,6 +99,8 @@ export interface DatasetContext {
   readonly problems: readonly RowProblem[];
   /** How long files are kept after the end (RETENTION_DAYS). */
   readonly retentionMs: number;
+  /** How long it may wait for its owner (DATASET_IDLE_DAYS). */
+  readonly idleMs: number;
   /** What its links begin with, without a model. */
   readonly publicUrl: string;
   readonly nowMs: number;
@@ -114,11 +125,12 @@ export function datasetEnvelope(dataset: Dataset, context: DatasetContext): Data
     state: dataset.state,
     pause_reason: dataset.pause_reason,
     message: dataset.message,
-    created: Math.floor(dataset.created_at.getTime() / 1000),
-    received: epochSeconds(dataset.received_at),
-    started: epochSeconds(dataset.started_at),
-    finished: epochSeconds(dataset.finished_at),
-    expires_at: dataset.finished_at && epochSeconds(new Date(dataset.finished_at.getTime() + context.retentionMs)),
+    created: epochS(dataset.created_at),
+    received: epochS(dataset.received_at),
+    started: epochS(dataset.started_at),
+    finished: epochS(dataset.finished_at),
+    expires_at: epochS(dataset.finished_at, context.retentionMs),
+    idle_until: epochS(dataset.resting_since, context.idleMs),
     on_invalid: dataset.on_invalid,
     metadata: { ...dataset.metadata },
     webhook_url: dataset.webhook_url,
@@ -155,8 +167,6 @@ export function datasetEnvelope(dataset: Dataset, context: DatasetContext): Data
     problems: [...context.problems],
   };
 }
-
-const epochSeconds = (time: Date | null): number | null => (time === null ? null : Math.floor(time.getTime() / 1000));
 
 export const RowEnvelope = Type.Object(
   {
@@ -214,6 +224,6 @@ export function rowEnvelope(
     guidance: params && params.guidance,
     prompt: params && params.prompt,
     metadata: { ...row.metadata },
-    finished: epochSeconds(row.finished_at),
+    finished: epochS(row.finished_at),
   };
 }

@@ -6,8 +6,8 @@
 import { type Mils, mils, usdText } from "#contract/mils.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { type Database, rejectsTheData, type Sql } from "#platform/database.ts";
-import { type NewRollout, type Tried, tryAccepting } from "#rollouts/accept.ts";
-import type { Rollout } from "#rollouts/rollout.ts";
+import { type Tried, tryAccepting } from "#rollouts/try-accepting.ts";
+import type { NewRollout, Rollout } from "#rollouts/rollout.ts";
 
 import type { Dataset } from "./dataset.ts";
 import { UNMEASURED_ACTIONS } from "./envelope.ts";

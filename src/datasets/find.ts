@@ -87,14 +87,15 @@ const PROBLEMS_SHOWN = 20;
 export async function datasetContext(
   sql: Sql,
   dataset: Dataset,
-  around: Pick<DatasetContext, "retentionMs" | "publicUrl" | "nowMs"> & { readonly problemsMax?: number },
+  around: Pick<DatasetContext, "retentionMs" | "idleMs" | "publicUrl" | "nowMs"> & { readonly problemsMax?: number },
 ): Promise<DatasetContext> {
-  const { retentionMs, publicUrl, nowMs, problemsMax = PROBLEMS_SHOWN } = around;
+  const { retentionMs, idleMs, publicUrl, nowMs, problemsMax = PROBLEMS_SHOWN } = around;
   const [price] = await sql.query<{ mils: number }>(`SELECT price_in_force($1, now()) AS mils`, [dataset.customer_id]);
   return {
     priceMilsPerFrame: price?.mils ?? 0,
     problems: dataset.rows_invalid === 0 ? [] : await listProblems(sql, dataset.id, problemsMax),
     retentionMs,
+    idleMs,
     publicUrl,
     nowMs,
   };

@@ -4,7 +4,6 @@
  */
 import { createWriteStream } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -23,6 +22,8 @@ import { lockMine, type Turn } from "./turn.ts";
 export interface FinishParts {
   readonly db: Database;
   readonly blobs: BlobStore;
+  /** Where files are written before they are stored. */
+  readonly workDir: string;
 }
 
 const ENDS_ITSELF: ReadonlySet<Dataset["state"]> = new Set(["running", "paused", "cancelling"]);
@@ -41,7 +42,9 @@ export async function finishDataset(turn: Turn, parts: FinishParts, signal: Abor
     const { id: dataset_id, customer_id, webhook_url } = dataset;
     const state = dataset.state === "cancelling" ? "cancelled" : "completed";
     await tx.query(
-      `UPDATE datasets SET state = $2, finished_at = now(), pause_reason = NULL, needs_frames = NULL, message = NULL
+      // Why it was called off, where nobody asked for it, stays to be read.
+      `UPDATE datasets SET state = $2, finished_at = now(), pause_reason = NULL, needs_frames = NULL, resting_since = NULL,
+                           message = CASE WHEN state = 'cancelling' THEN message END
         WHERE id = $1`,
       [dataset_id, state],
     );
@@ -51,7 +54,7 @@ export async function finishDataset(turn: Turn, parts: FinishParts, signal: Abor
 }
 
 /** Files of any length without holding them: written here first, because a blob is written whole or not at all. */
-async function storeResults(id: DatasetId, { db, blobs }: FinishParts, signal: AbortSignal): Promise<void> {
+async function storeResults(id: DatasetId, { db, blobs, workDir }: FinishParts, signal: AbortSignal): Promise<void> {
   const parquet = { withLinks: false };
   const files = [
     { key: blobKeys.datasetResults(id, "jsonl"), pieces: resultsJsonl(resultPages(db, id)) },
@@ -61,7 +64,7 @@ async function storeResults(id: DatasetId, { db, blobs }: FinishParts, signal: A
       pieces: resultsParquet(resultPages(db, id, { state: "succeeded" }), parquet),
     },
   ];
-  const folder = await mkdtemp(join(tmpdir(), "dream-results-"));
+  const folder = await mkdtemp(join(workDir, "results-"));
   try {
     const path = join(folder, "file");
     for (const { key, pieces } of files) {

@@ -2,13 +2,6 @@
  * An archive of frames and actions. Its files go into the blob store as they come, in whatever order; at the end rows are
  * made of them: of `<id>.png` (or .jpg, .jpeg) with `<id>.npy`, or of the lines of a `manifest.jsonl` that names them.
  */
-import { createWriteStream } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { Readable } from "node:stream";
-import { pipeline } from "node:stream/promises";
-
 import type { BlobStore } from "#blobs/blob-store.ts";
 import { ApiError } from "#contract/errors.ts";
 import type { DatasetId } from "#contract/ids.ts";
@@ -21,7 +14,6 @@ import {
   CONTAINER_BYTES,
   containerOf,
   entryBytes,
-  linesOfFile,
   tarEntries,
   zipEntries,
 } from "./archive-entries.ts";
@@ -31,6 +23,7 @@ import { type NewRow, ROWS_AT_ONCE } from "./insert-rows.ts";
 import { storable } from "./json-fields.ts";
 import { type ManifestRules, ROW_ID } from "./manifest-row.ts";
 import { checkInput } from "./row-inputs.ts";
+import { openSpool, type Spool } from "./spool.ts";
 
 export interface ArchiveTarget {
   readonly sql: Sql;
@@ -56,19 +49,16 @@ export async function ingestArchive(source: AsyncIterable<Buffer>, target: Archi
   if (container === null) {
     throw new ApiError("dataset_rejected", "archive: expected a zip, a tar or a tar.gz, got something else");
   }
-  const folder = await mkdtemp(join(tmpdir(), "dream-engine-dataset-"));
+  const [archive, manifest] = [await openSpool(), await openSpool()];
   try {
-    const spooled = join(folder, "archive.zip");
-    if (container === "zip") await pipeline(whole, createWriteStream(spooled));
-    const entries = container === "zip" ? zipEntries(spooled) : tarEntries(whole, container === "tar.gz");
-    const manifest = join(folder, "manifest.jsonl");
+    if (container === "zip") await archive.write(whole);
+    const entries = container === "zip" ? zipEntries(archive.fd) : tarEntries(whole, container === "tar.gz");
     const { hasManifest, ignored } = await takeEntries(entries, manifest, target);
-    if (hasManifest)
-      await ingestManifest(linesOfFile(manifest), { ...target.rules, filesAllowed: true }, target.takeNamed);
+    if (hasManifest) await ingestManifest(manifest.read(), { ...target.rules, filesAllowed: true }, target.takeNamed);
     else await takePairs(target);
     return ignored;
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    await Promise.all([archive.close(), manifest.close()]);
   }
 }
 
@@ -106,7 +96,7 @@ const IGNORED_NAMED_MAX = 3;
 
 async function takeEntries(
   entries: AsyncIterable<ArchiveEntry>,
-  manifestPath: string,
+  manifest: Spool,
   target: ArchiveTarget,
 ): Promise<{ readonly hasManifest: boolean; readonly ignored: Ignored }> {
   const { sql, datasetId } = target;
@@ -137,7 +127,7 @@ async function takeEntries(
     if (kind === "hidden") continue;
     if (kind === "manifest") {
       if (hasManifest) throw new ApiError("dataset_rejected", "archive: expected one manifest.jsonl, got several");
-      await saveManifest(entry, manifestPath);
+      await saveManifest(entry, manifest);
       hasManifest = true;
       continue;
     }
@@ -165,13 +155,13 @@ async function takeEntries(
 /** A line for each of 250,000 rows, and room; one with inputs in it is better sent as a manifest. */
 const MANIFEST_BYTES_MAX = 512 * 1024 * 1024;
 
-async function saveManifest(entry: ArchiveEntry, path: string): Promise<void> {
+async function saveManifest(entry: ArchiveEntry, spool: Spool): Promise<void> {
   if (entry.bytes > MANIFEST_BYTES_MAX) {
     const sizes = `at most ${MANIFEST_BYTES_MAX} bytes, got ${entry.bytes}`;
     throw new ApiError("dataset_rejected", `archive: manifest.jsonl: expected ${sizes}; send it as "manifest" instead`);
   }
   // Larger than an input may be, and that is all right.
-  await pipeline(Readable.from(entry.chunks(), { objectMode: false }), createWriteStream(path));
+  await spool.write(entry.chunks());
 }
 
 type EntryPlace = Pick<ArchiveFile, "entry" | "name" | "stem" | "part">;

@@ -29,7 +29,7 @@ export async function pauseDataset(tx: Sql, dataset: Dataset, pause: Pause): Pro
   );
   const tell = !(short && before?.told === true);
   await tx.query(
-    `UPDATE datasets SET state = 'paused', pause_reason = $2, message = $3, needs_frames = $4,
+    `UPDATE datasets SET state = 'paused', pause_reason = $2, message = $3, needs_frames = $4, resting_since = now(),
                          told_short_at = CASE WHEN $5 THEN now() ELSE told_short_at END
       WHERE id = $1`,
     [dataset.id, pause.reason, pause.message, pause.needs_frames ?? null, short && tell],
@@ -41,7 +41,7 @@ export async function pauseDataset(tx: Sql, dataset: Dataset, pause: Pause): Pro
 
 /** What goes on is running again, at a pace that begins anew. */
 export const GO_ON = `
-  state = 'running', pause_reason = NULL, message = NULL, needs_frames = NULL, pace_rows = 0, pace_s = 0, pace_at = now()`;
+  state = 'running', pause_reason = NULL, message = NULL, needs_frames = NULL, resting_since = NULL, pace_rows = 0, pace_s = 0, pace_at = now()`;
 
 const RESUMED_AT_ONCE_MAX = 100;
 

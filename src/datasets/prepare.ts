@@ -13,7 +13,7 @@ import type { Frame, NormaliseFrame } from "#inputs/frame.ts";
 import { actionsBytes, parseActions } from "#inputs/npy.ts";
 import type { Clock } from "#platform/clock.ts";
 import { createSlots } from "#platform/slots.ts";
-import type { NewRollout } from "#rollouts/accept.ts";
+import type { NewRollout } from "#rollouts/rollout.ts";
 
 import type { Dataset } from "./dataset.ts";
 import { fetchActions, type FetchParts, withFrame } from "./fetch-input.ts";

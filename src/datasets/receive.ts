@@ -3,12 +3,14 @@ import { createHash } from "node:crypto";
 
 import type { CustomerId, DatasetId } from "#contract/ids.ts";
 import { DATASET_PROBLEMS_LISTED } from "#contract/limits.ts";
-import type { Sql } from "#platform/database.ts";
+import { lockOpenCustomer } from "#keys/mint.ts";
+import type { Database } from "#platform/database.ts";
 
 import { type Ignored, ingestArchive } from "./ingest-archive.ts";
 import { ingestManifest } from "./ingest-manifest.ts";
 import { insertRows, type NewRow } from "./insert-rows.ts";
 import type { ManifestRules } from "./manifest-row.ts";
+import { checkRowQuota, type DatasetQuotas } from "./quotas.ts";
 import { createRowInputs, type InputChecks } from "./row-inputs.ts";
 
 export interface DatasetBody {
@@ -18,7 +20,8 @@ export interface DatasetBody {
 }
 
 export interface Receiver extends InputChecks {
-  readonly sql: Sql;
+  readonly db: Database;
+  readonly quotas: DatasetQuotas;
 }
 
 export interface Reception {
@@ -41,11 +44,17 @@ export async function receiveBody(
   { datasetId, customerId, onInvalid, rules }: Reception,
   { part, chunks }: DatasetBody,
 ): Promise<Received> {
-  const { sql, blobs } = receiver;
-  const inputs = createRowInputs(receiver, sql, { customerId, datasetId, model: rules.model });
+  const { db, blobs, quotas } = receiver;
+  const inputs = createRowInputs(receiver, db, { customerId, datasetId, model: rules.model });
   let whole = true;
   const takeRows = async (rows: readonly NewRow[]): Promise<boolean> => {
-    const { rows_invalid } = await insertRows(sql, datasetId, rows);
+    const { rows_invalid } = await db.transaction(async (tx) => {
+      // First, because several datasets of one customer may be coming in: together they keep to the quota.
+      await lockOpenCustomer(tx, customerId);
+      const soFar = await insertRows(tx, datasetId, rows);
+      await checkRowQuota(tx, customerId, quotas);
+      return soFar;
+    });
     whole = onInvalid === "skip" || rows_invalid < DATASET_PROBLEMS_LISTED;
     return whole;
   };
@@ -55,7 +64,7 @@ export async function receiveBody(
     await ingestManifest(chunks, { ...rules, filesAllowed: false }, takeNamed);
     return { message: null, whole };
   }
-  const target = { sql, blobs, datasetId, rules: { ...rules, filesAllowed: true }, takeNamed, takeRows };
+  const target = { sql: db, blobs, datasetId, rules: { ...rules, filesAllowed: true }, takeNamed, takeRows };
   return { message: wordOn(await ingestArchive(chunks, target)), whole };
 }
 

@@ -21,6 +21,34 @@ export async function readDatasetsToClean(sql: Sql, before: FilesDue, limit: num
   return rows.map(({ id }) => id);
 }
 
+/**
+ * Rows of a dataset that was rejected, the first so many: nothing of it ran, nothing was paid, and whoever sends bad ones
+ * over and over must not fill the database. How many; 0 of any other dataset.
+ */
+export async function deleteRejectedRows(sql: Sql, id: DatasetId, limit: number): Promise<number> {
+  const [deleted] = await sql.query<{ rows: number }>(
+    `WITH held AS MATERIALIZED (SELECT id FROM datasets WHERE id = $1 AND state = 'rejected' FOR UPDATE),
+     gone AS (
+       DELETE FROM dataset_rows
+        WHERE dataset_id = (SELECT id FROM held)
+          AND n <= (SELECT max(n) FROM (SELECT n FROM dataset_rows WHERE dataset_id = $1 ORDER BY n LIMIT $2) first)
+       RETURNING state, num_actions
+     )
+     UPDATE datasets d
+        SET rows_total = d.rows_total - g.rows, rows_invalid = d.rows_invalid - g.invalid,
+            rows_pending = d.rows_pending - g.rows + g.invalid, frames_expected = d.frames_expected - g.frames,
+            rows_unmeasured = d.rows_unmeasured - g.unmeasured
+       FROM (SELECT count(*)::int AS rows, count(*) FILTER (WHERE state = 'invalid')::int AS invalid,
+                    coalesce(sum(num_actions + 1) FILTER (WHERE state = 'pending'), 0) AS frames,
+                    count(*) FILTER (WHERE state = 'pending' AND num_actions IS NULL)::int AS unmeasured
+               FROM gone) g
+      WHERE d.id IN (SELECT id FROM held)
+     RETURNING g.rows`,
+    [id, limit],
+  );
+  return deleted?.rows ?? 0;
+}
+
 /** Once they are: a crash before this leaves files to be found again. */
 export async function markDatasetFilesDeleted(sql: Sql, id: DatasetId): Promise<void> {
   await sql.query(`UPDATE datasets SET files_deleted_at = now() WHERE id = $1 AND finished_at IS NOT NULL`, [id]);

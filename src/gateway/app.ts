@@ -11,6 +11,8 @@ import { createStripe } from "#billing/stripe.ts";
 import { ApiError } from "#contract/errors.ts";
 import { newRequestId } from "#contract/ids.ts";
 import { BODY_BYTES_MAX } from "#contract/limits.ts";
+import { datasetIdleMsOf } from "#datasets/idle.ts";
+import { quotasOf } from "#datasets/quotas.ts";
 import { startUsageNotes } from "#keys/usage.ts";
 import { moneyMetricsOf } from "#ledger/metrics.ts";
 import { connectAlone } from "#platform/database.ts";
@@ -59,7 +61,7 @@ import { addRolloutRoutes } from "./routes/rollouts.ts";
 import { addSignupRoute, createSignupLimit } from "./routes/signup.ts";
 import { addStatementRoute } from "./routes/statement.ts";
 import { addLivenessRoute, addReadinessRoute, addStatusRoute } from "./routes/status.ts";
-import { addUploadRoute } from "./routes/uploads.ts";
+import { addUploadRoutes } from "./routes/uploads.ts";
 import { addVideoRoute } from "./routes/videos.ts";
 import { addStripeWebhookRoute } from "./routes/stripe-webhook.ts";
 import { addTopupPages, addTopupRoute } from "./routes/topup.ts";
@@ -144,6 +146,8 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const parts: RouteParts = {
     ...options,
     ...viewParts,
+    idleMs: datasetIdleMsOf(config),
+    quotas: quotasOf(config),
     money,
     stripe: createStripe(config),
     budget: createByteBudget(),
@@ -244,7 +248,7 @@ function addModelScopedRoutes(app: FastifyInstance, parts: RouteParts): void {
   addPredictRoutes(app, parts);
   addRolloutRoutes(app, parts);
   addRolloutListRoute(app, parts);
-  addUploadRoute(app, parts);
+  addUploadRoutes(app, parts);
   addDatasetRoutes(app, parts);
   addDatasetActionRoutes(app, parts);
   addBillingRoutes(app, parts);

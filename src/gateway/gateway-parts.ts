@@ -49,6 +49,11 @@ export interface GatewayOptions {
     | "STRIPE_API_BASE"
     | "OUTBOUND_PRIVATE"
     | "RETENTION_DAYS"
+    | "DATASETS_UNFINISHED_MAX"
+    | "DATASET_ROWS_UNFINISHED_MAX"
+    | "DATASET_IDLE_DAYS"
+    | "UPLOADS_MAX"
+    | "UPLOADS_GB_MAX"
   >;
   readonly db: Database;
   readonly queues: QueueSystem;

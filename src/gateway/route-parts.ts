@@ -3,6 +3,7 @@ import type { FastifyRequest, onRequestAsyncHookHandler } from "fastify";
 
 import type { MoneyMetrics } from "#ledger/metrics.ts";
 import type { Stripe } from "#billing/stripe.ts";
+import type { Quotas } from "#datasets/quotas.ts";
 import type { PredictJobs } from "#queue/queues.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
 import type { VideoLinks } from "#rollouts/video-links.ts";
@@ -44,6 +45,9 @@ export interface RouteParts extends GatewayOptions {
   readonly cancelRollout: (rollout: Unwanted) => Promise<Rollout | null>;
   /** How long inputs and videos are kept after the end of their rollout. */
   readonly retentionMs: number;
+  /** How long a dataset may wait for its owner. */
+  readonly idleMs: number;
+  readonly quotas: Quotas;
   /** First hooks of a route that needs a key: who, and how often. */
   readonly keyed: readonly onRequestAsyncHookHandler[];
   /** As `keyed`, and what must hold before a form is read: its type, its size, a balance that can pay for anything. */

@@ -79,7 +79,7 @@ type IdentityRow = KeyIdentity & { readonly revoked_at: Date | null; readonly ex
 /**
  * Who holds the bearer token; null when the request has none. Throws ApiError with one of missing_key, malformed_key
  * (told without the database), unknown_key, revoked_key, expired_key. A key that is revoked afterwards is caught by
- * the debit (rollouts/accept.ts).
+ * the debit (rollouts/try-accepting.ts).
  */
 export async function authenticate(sql: Sql, bearer: string | null, clock: Clock): Promise<KeyIdentity> {
   if (bearer === null) throw new ApiError("missing_key", "expected an API key: Authorization: Bearer dre_…");

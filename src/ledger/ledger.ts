@@ -1,4 +1,4 @@
-/** Credits, balances and their latest entries. Debits are in rollouts/accept.ts, refunds in rollouts/settle.ts. */
+/** Credits, balances and their latest entries. Debits are in rollouts/try-accepting.ts, refunds in rollouts/settle.ts. */
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId } from "#contract/ids.ts";
 import type { Mils } from "#contract/mils.ts";

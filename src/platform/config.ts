@@ -157,6 +157,31 @@ export const SETTINGS = {
     "a number of days from 1 to 3650",
     integer(1, 3_650),
   ),
+  DATASETS_UNFINISHED_MAX: setting(
+    "datasets that a customer may have that have not ended",
+    "100",
+    "a number from 1 to 10000",
+    integer(1, 10_000),
+  ),
+  DATASET_ROWS_UNFINISHED_MAX: setting(
+    "rows that those may have together",
+    "1000000",
+    "a number from 1 to 100000000",
+    integer(1, 100_000_000),
+  ),
+  DATASET_IDLE_DAYS: setting(
+    "a dataset that nobody starts or resumes for so long is cancelled",
+    "30",
+    "a number of days from 1 to 3650",
+    integer(1, 3_650),
+  ),
+  UPLOADS_MAX: setting("uploads that a customer may keep", "10000", "a number from 1 to 100000", integer(1, 100_000)),
+  UPLOADS_GB_MAX: setting(
+    "gigabytes that those may have together",
+    "20",
+    "a number from 1 to 100000",
+    integer(1, 100_000),
+  ),
   STRIPE_SECRET_KEY: setting(
     "Stripe's secret key; unset: top-up by card answers 503 and everything else works",
     undefined,

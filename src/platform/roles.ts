@@ -18,7 +18,7 @@ const MOVE_BALANCE = "SELECT, UPDATE (balance_mils, seq, prev_hash, head_hash, l
 const END_ROLLOUT = "status, frames_delivered, refunded_mils, result, error_code, error_message, finished_at";
 /** Not whose a dataset is, who pays for it and how much it may cost, nor what its rows are to run. */
 const RUN_DATASET =
-  "state, pause_reason, message, needs_frames, told_short_at, retry_after, rows_pending, rows_running, rows_succeeded, " +
+  "state, pause_reason, message, needs_frames, resting_since, told_short_at, retry_after, rows_pending, rows_running, rows_succeeded, " +
   "rows_failed, rows_cancelled, rows_expired, frames_expected, rows_unmeasured, frames_delivered, held_mils, " +
   "charged_mils, refunded_mils, pace_rows, pace_s, pace_at, runner_id, runner_until, worked_at, finished_at";
 const RUN_ROW =
@@ -53,7 +53,7 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     shared_secrets: "SELECT, INSERT",
     topups: `SELECT, INSERT, ${TOPUP_TOLD}, UPDATE (idempotency_key)`,
     ...TAKE_STRIPE_EVENTS,
-    uploads: "SELECT, INSERT",
+    uploads: "SELECT, INSERT, DELETE",
     datasets: "SELECT, INSERT, UPDATE",
     dataset_rows: "SELECT, INSERT",
     dataset_files: "SELECT, INSERT, DELETE",
@@ -107,9 +107,10 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     rollouts: `SELECT, UPDATE (${END_ROLLOUT}, attempt, dispatched_at, sweep_at, deadline_at, files_deleted_at)`,
     webhook_endpoints: "SELECT, DELETE",
     webhook_deliveries: "SELECT, INSERT, DELETE",
-    datasets: "SELECT, UPDATE (files_deleted_at, state, finished_at, message, idempotency_key)",
+    datasets:
+      "SELECT, UPDATE (files_deleted_at, state, finished_at, message, idempotency_key, pause_reason, needs_frames, retry_after, resting_since, rows_total, rows_invalid, rows_pending, frames_expected, rows_unmeasured)",
     dataset_files: "SELECT, DELETE",
-    dataset_rows: "SELECT",
+    dataset_rows: "SELECT, DELETE",
     uploads: "SELECT, DELETE",
     idempotency_keys: "SELECT, DELETE",
     ledger_entries: "SELECT, INSERT",

@@ -14,12 +14,13 @@ import { escapeIdentifier, Pool } from "pg";
 
 import { ConfigError } from "#platform/config.ts";
 import { errorCode } from "#platform/error-code.ts";
+import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 
 import { createBullQueues } from "./bullmq.ts";
 import type { QueueSystem } from "./job-queue.ts";
 import { createPostgresListener } from "./postgres-listener.ts";
-import { createSignals, type SignalKind } from "./signals.ts";
+import { createSignals, type SignalKind, type Signals } from "./signals.ts";
 import { throttledWarning } from "./throttled-warning.ts";
 
 const SCHEMA = "bullmq";
@@ -46,16 +47,7 @@ export async function createPostgresQueues({
   readonly log: Log;
   readonly migrate: boolean;
 }): Promise<QueueSystem> {
-  const pool = new Pool({
-    connectionString: url,
-    max: POOL_MAX,
-    keepAlive: true,
-    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
-    query_timeout: QUERY_TIMEOUT_MS,
-    options: SESSION_OPTIONS,
-    application_name: "dream-engine queue",
-  });
-  pool.on("error", throttledWarning(log, "queue connection lost"));
+  const pool = openPool(url, POOL_MAX, log);
   pool.setMaxListeners(0); // every Queue and Worker of BullMQ adds an error listener
 
   try {
@@ -69,7 +61,49 @@ export async function createPostgresQueues({
     await pool.end();
     throw unusableQueue(error, migrate) ?? error;
   }
-  const signals = createSignals((receive) => {
+  const connection = pool as PgPool; // BullMQ describes pg's pool by hand, a little narrower than @types/pg does
+  return createBullQueues(
+    {
+      name: "postgres",
+      factory: createPostgresBackend,
+      producer: connection,
+      consumer: connection,
+      signals: signalsOver(pool, url, log),
+      close: () => pool.end(),
+    },
+    log,
+  );
+}
+
+/** Signals without the queue: NOTIFY and LISTEN need no right in the database but to connect. */
+export function createPostgresSignals({ url, log }: { readonly url: string; readonly log: Log }): Signals & Service {
+  const pool = openPool(url, 1, log); // connects when something is published, if ever
+  const signals = signalsOver(pool, url, log);
+  return {
+    ...signals,
+    async stop() {
+      await signals.stop();
+      await pool.end();
+    },
+  };
+}
+
+function openPool(url: string, max: number, log: Log): Pool {
+  const pool = new Pool({
+    connectionString: url,
+    max,
+    keepAlive: true,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    query_timeout: QUERY_TIMEOUT_MS,
+    options: SESSION_OPTIONS,
+    application_name: "dream-engine queue",
+  });
+  pool.on("error", throttledWarning(log, "queue connection lost"));
+  return pool;
+}
+
+const signalsOver = (pool: Pool, url: string, log: Log): Signals & Service =>
+  createSignals((receive) => {
     const listener = createPostgresListener(url, receive, log);
     return {
       async send(kind, message) {
@@ -79,19 +113,6 @@ export async function createPostgresQueues({
       close: () => listener.stop(),
     };
   }, log);
-  const connection = pool as PgPool; // BullMQ describes pg's pool by hand, a little narrower than @types/pg does
-  return createBullQueues(
-    {
-      name: "postgres",
-      factory: createPostgresBackend,
-      producer: connection,
-      consumer: connection,
-      signals,
-      close: () => pool.end(),
-    },
-    log,
-  );
-}
 
 /** What the owner of the database can solve; null for anything else. */
 function unusableQueue(error: unknown, migrate: boolean): ConfigError | null {
@@ -121,4 +142,12 @@ export async function grantQueue(sql: { query(text: string): Promise<unknown> },
   await sql.query(`GRANT USAGE ON SCHEMA ${SCHEMA} TO ${name}`);
   await sql.query(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA ${SCHEMA} TO ${name}`);
   await sql.query(`GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA ${SCHEMA} TO ${name}`);
+}
+
+/** Takes all of it away from a role that had it for another process. The schema is there. */
+export async function withdrawQueue(sql: { query(text: string): Promise<unknown> }, role: string): Promise<void> {
+  const name = escapeIdentifier(role);
+  await sql.query(`REVOKE ALL ON ALL TABLES IN SCHEMA ${SCHEMA} FROM ${name}`);
+  await sql.query(`REVOKE ALL ON ALL SEQUENCES IN SCHEMA ${SCHEMA} FROM ${name}`);
+  await sql.query(`REVOKE ALL ON SCHEMA ${SCHEMA} FROM ${name}`);
 }

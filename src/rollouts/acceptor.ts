@@ -8,7 +8,9 @@ import { ApiError } from "#contract/errors.ts";
 import type { CustomerId } from "#contract/ids.ts";
 import type { Sql } from "#platform/database.ts";
 
-import { type Accepted, finishAccepting, type NewRollout, tryAccepting } from "./accept.ts";
+import { type Accepted, finishAccepting } from "./accept.ts";
+import type { NewRollout } from "./rollout.ts";
+import { tryAccepting } from "./try-accepting.ts";
 
 export interface Acceptor {
   /**

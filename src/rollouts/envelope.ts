@@ -1,6 +1,7 @@
 /** A rollout as its customer sees it, in JSON: what the routes answer and what a webhook brings. */
 import { type Static, Type } from "typebox";
 
+import { epochS } from "#contract/epoch.ts";
 import { QUEUE_POSITION_MAX } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import { mils, usdNumber } from "#contract/mils.ts";
@@ -105,10 +106,10 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     frames: rollout.actions_per_candidate + 1,
     frames_done: rollout.frames_delivered ?? (rollout.status === "queued" ? 0 : context.framesDone),
     frames_total: rollout.frames,
-    started: hasBegun(rollout, context) && rollout.dispatched_at ? epochS(rollout.dispatched_at) : null,
-    finished: rollout.finished_at && epochS(rollout.finished_at),
-    start_by: !isTerminal(rollout.status) && !context.running && rollout.start_by ? epochS(rollout.start_by) : null,
-    expires_at: rollout.finished_at && epochS(rollout.finished_at, context.retentionMs),
+    started: hasBegun(rollout, context) ? epochS(rollout.dispatched_at) : null,
+    finished: epochS(rollout.finished_at),
+    start_by: isTerminal(rollout.status) || context.running ? null : epochS(rollout.start_by),
+    expires_at: epochS(rollout.finished_at, context.retentionMs),
     resolution: shapes && [shapes.height, shapes.width],
     batch_size: rollout.k,
     engine_wall_ms: rollout.result ? engineWallMs(rollout) : null,
@@ -136,8 +137,6 @@ function modeOf({ dataset_id, waiter_id }: Rollout): RolloutEnvelope["mode"] {
   if (dataset_id !== null) return "dataset";
   return waiter_id === null ? "async" : "sync";
 }
-
-const epochS = (at: Date, laterMs = 0): number => Math.floor((at.getTime() + laterMs) / 1000);
 
 /** Milliseconds with one decimal; 0 before there is a result. */
 export function engineWallMs({ result }: Rollout): number {

@@ -1,4 +1,4 @@
-/** How fast rollouts have been, from what is stored: true percentiles, not estimates from buckets. */
+/** How fast the realtime lane has been, from what is stored: true percentiles, not estimates from buckets. */
 import type { Sql } from "#platform/database.ts";
 
 interface Percentiles {
@@ -16,10 +16,13 @@ export interface Latency {
 }
 
 const WINDOW_MS = 24 * 3_600_000;
-/** A night's datasets end by the hundred thousand, and anybody may ask every few seconds. */
+/** Anybody may ask every few seconds, without a key. */
 const LATEST_MAX = 10_000;
 
-/** Of the rollouts of that model that succeeded in the last 24 hours, the latest `latestMax` of them. */
+/**
+ * Of the rollouts of that model that somebody waited for and that succeeded in the last 24 hours, the latest `latestMax` of
+ * them. What is bulk waits by design: a night's dataset would say nothing of what a planner meets.
+ */
 export async function latencyOf(sql: Sql, model: string, now: Date, latestMax = LATEST_MAX): Promise<Latency> {
   const [row] = await sql.query<{
     engine: readonly [number, number] | null;
@@ -32,7 +35,7 @@ export async function latencyOf(sql: Sql, model: string, now: Date, latestMax = 
               ORDER BY extract(epoch FROM finished_at - created_at)::float8 * 1000) AS request,
             count(*)::int AS count
        FROM (SELECT result, finished_at, created_at FROM rollouts
-              WHERE model = $1 AND status = 'succeeded' AND finished_at > $2 ORDER BY finished_at DESC LIMIT $3) AS latest`,
+              WHERE model = $1 AND lane = 'realtime' AND status = 'succeeded' AND finished_at > $2 ORDER BY finished_at DESC LIMIT $3) AS latest`,
     [model, new Date(now.getTime() - WINDOW_MS), latestMax],
   );
   const percentiles = (values: readonly [number, number] | null | undefined): Percentiles => ({

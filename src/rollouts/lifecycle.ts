@@ -7,6 +7,8 @@
  *    └───────────┴────────▶ failed | cancelled | expired
  * ```
  *
+ * and one step out of an end: TAKEN_BACK.
+ *
  * The trigger `check_rollout_transition` holds the same table, so that no statement can take another step
  * (test/rollouts/lifecycle.test.ts compares the two).
  */
@@ -24,6 +26,16 @@ const NEXT = {
 export function canTransition(from: RolloutStatus, to: RolloutStatus): boolean {
   return (NEXT[from] as readonly RolloutStatus[]).includes(to); // widened: `includes` of a tuple takes its members only
 }
+
+/**
+ * A dataset's rollout whose video is gone before its row could keep it did not succeed after all: its owner is told of rows,
+ * and no row had it yet. With a refund of all that it was charged, and only where nothing was refunded before.
+ */
+export const TAKEN_BACK = { from: "succeeded", to: "failed", error_code: "video_lost" } as const satisfies {
+  readonly from: TerminalStatus;
+  readonly to: TerminalStatus;
+  readonly error_code: string;
+};
 
 /**
  * Ends that gave nobody anything, and refunded all of it. Which of the two a rollout meets at its deadline is a race, so

@@ -49,18 +49,32 @@ export async function listRollouts(
   );
   if (rows.length > limit) return { rollouts: rows.slice(0, limit), next: rows[limit - 1]?.id ?? null };
   if (wanted.length === 0) return { rollouts: rows, next: null };
-  return { rollouts: rows, next: await lastLookedAt(sql, filter, after, lookedAtMax) };
+  return {
+    rollouts: rows,
+    next: await lookedAtUpTo(sql, filter, { after, given: rows.at(-1)?.id ?? null, lookedAtMax }),
+  };
 }
 
-/** Null when there were fewer: the list has been looked through to its end. */
-async function lastLookedAt(
+/**
+ * Where a page ended that was not filled: at the last row it looked at. Null when there were fewer: the list has been looked
+ * through to its end. Rows that have come since move that place towards newer ones, so it counts only where it is not
+ * newer than the last row `given`: a row may be looked at again, but is not given again, and none is passed over.
+ */
+async function lookedAtUpTo(
   sql: Sql,
   filter: RolloutFilter,
-  after: RolloutId | null,
-  lookedAtMax: number,
+  { after, given, lookedAtMax }: { after: RolloutId | null; given: RolloutId | null; lookedAtMax: number },
 ): Promise<RolloutId | null> {
-  const { text, params } = lookedAt(filter, after, "id");
-  const [row] = await sql.query<{ id: RolloutId }>(`${text} OFFSET $${params.push(lookedAtMax - 1)} LIMIT 1`, params);
+  const { text, params } = lookedAt(filter, after, "id, created_at");
+  const add = (value: unknown): string => `$${params.push(value)}`;
+  const last = `${text} OFFSET ${add(lookedAtMax - 1)} LIMIT 1`;
+  const theGiven = add(given);
+  const [row] = await sql.query<{ id: RolloutId }>(
+    `SELECT CASE WHEN (created_at, id) > (SELECT created_at, id FROM rollouts WHERE id = ${theGiven})
+                 THEN ${theGiven} ELSE id END AS id
+       FROM (${last}) AS last`,
+    params,
+  );
   return row?.id ?? null;
 }
 

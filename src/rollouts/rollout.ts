@@ -1,4 +1,4 @@
-/** A rollout as stored. Column by column the `rollouts` table of migrations 0001 and 0003. */
+/** A rollout, to be and as stored: column by column the `rollouts` table of migrations 0001 and 0003. */
 import type { CustomerId, DatasetId, KeyId, RequestId, RolloutId } from "#contract/ids.ts";
 import type { RolloutResult } from "#contract/jobs.ts";
 import type { Mils } from "#contract/mils.ts";
@@ -40,6 +40,29 @@ export interface Rollout {
   readonly dataset_id: DatasetId | null;
   readonly dataset_row: number | null;
   readonly files_deleted_at: Date | null;
+}
+
+/** What is asked to be taken in. */
+export interface NewRollout {
+  readonly id: RolloutId;
+  readonly key_id: KeyId;
+  readonly customer_id: CustomerId;
+  readonly request_id: RequestId;
+  readonly route: RolloutRoute;
+  readonly model: string;
+  readonly lane: Lane;
+  readonly k: number;
+  readonly actions_per_candidate: number;
+  readonly params: SamplingParams;
+  /** SHA-256 of everything that decides the output. */
+  readonly fingerprint: Buffer;
+  readonly idempotency_key: string | null;
+  /** The gateway process whose client waits, by its name in `gateway_leases`; null for asynchronous work. */
+  readonly waiter_id: string | null;
+  /** Of asynchronous work: when a worker must have begun it. */
+  readonly deadline_at: Date;
+  readonly webhook_url: string | null;
+  readonly dataset: { readonly id: DatasetId; readonly row: number } | null;
 }
 
 /**

@@ -1,6 +1,8 @@
 /** From what a receiver answered to what becomes of the delivery. Pure. */
 import type { RandomBytes } from "#contract/ids.ts";
 
+import { type MessageType, WEBHOOK_TEST } from "#contract/webhooks.ts";
+
 import type { Next } from "./deliveries.ts";
 import { ATTEMPTS_MAX, parseRetryAfter, retryDelayMs } from "./schedule.ts";
 
@@ -14,11 +16,17 @@ export const isGone = (answer: Answer | null): boolean => answer?.status === 410
 
 /**
  * `failed`: how many attempts have failed if this one did. Any 2xx is success; a redirect is not, because what it leads to
- * is not what the customer named.
+ * is not what the customer named. Of a test one attempt is the answer: its owner waits for it, and asks for another.
  */
-export function nextAfter(answer: Answer | null, failed: number, random: RandomBytes, nowMs: number): Next {
+export function nextAfter(
+  answer: Answer | null,
+  { event, failed }: { readonly event: MessageType; readonly failed: number },
+  random: RandomBytes,
+  nowMs: number,
+): Next {
   if (answer !== null && answer.status >= 200 && answer.status < 300) return { state: "delivered" };
   if (isGone(answer)) return { state: "failed", reason: "its receiver answered 410 Gone" };
+  if (event === WEBHOOK_TEST) return { state: "failed", reason: "a test is sent once" };
   const retryAfterMs = answer && [429, 503].includes(answer.status) ? parseRetryAfter(answer.retryAfter, nowMs) : null;
   const delayMs = retryDelayMs(failed, random, retryAfterMs);
   if (delayMs === null) return { state: "failed", reason: `given up after ${ATTEMPTS_MAX} attempts` };

@@ -6,7 +6,7 @@
  * and comes back changes nothing but the log. The database's clock alone decides what is due.
  */
 import type { CustomerId, DatasetId, DeliveryId, EndpointId, RolloutId } from "#contract/ids.ts";
-import type { WebhookEvent } from "#contract/webhooks.ts";
+import type { MessageType } from "#contract/webhooks.ts";
 import type { Sql } from "#platform/database.ts";
 
 export interface Claimed {
@@ -15,7 +15,7 @@ export interface Claimed {
   readonly endpoint_id: EndpointId | null;
   readonly url: string;
   readonly receiver: string;
-  readonly event: WebhookEvent;
+  readonly event: MessageType;
   readonly rollout_id: RolloutId | null;
   readonly dataset_id: DatasetId | null;
   /** The number of this attempt. */

@@ -143,6 +143,12 @@ export async function endpointToSend(
   return row.disabled ? DISABLED : row;
 }
 
+/** Whosever it is, deleted or not: what a message to it tells of it. */
+export async function readEndpoint(sql: Sql, id: EndpointId): Promise<Endpoint | null> {
+  const [row] = await sql.query<Endpoint>(`SELECT ${COLUMNS} FROM webhook_endpoints WHERE id = $1`, [id]);
+  return row ?? null;
+}
+
 /** A new secret; the one before signs, too, for a day. Null as in findEndpoint. */
 export async function rotateEndpoint(
   sql: Sql,

@@ -1,19 +1,22 @@
 /** The log of deliveries as their customer reads it, and sending one of them again. */
 import { ApiError } from "#contract/errors.ts";
 import type { CustomerId, DatasetId, DeliveryId, EndpointId, RolloutId } from "#contract/ids.ts";
-import type { DeliveryState, WebhookEvent } from "#contract/webhooks.ts";
+import type { DeliveryState, MessageType } from "#contract/webhooks.ts";
 import type { Sql } from "#platform/database.ts";
 
 export interface Delivery {
   readonly id: DeliveryId;
   readonly endpoint_id: EndpointId | null;
   readonly url: string;
-  readonly event: WebhookEvent;
+  readonly event: MessageType;
   readonly rollout_id: RolloutId | null;
   readonly dataset_id: DatasetId | null;
   readonly state: DeliveryState;
   readonly reason: string | null;
   readonly attempts: number;
+  /** What the last attempt that has ended brought: the receiver's answer, or why there was none. */
+  readonly last_status: number | null;
+  readonly last_error: string | null;
   readonly next_attempt_at: Date;
   /** Whether a sender has it in hand. */
   readonly sending: boolean;
@@ -32,8 +35,10 @@ export interface LoggedAttempt {
 
 const COLUMNS = `
   d.id, d.endpoint_id, coalesce(e.url, d.url) AS url, d.event, d.rollout_id, d.dataset_id, d.state, d.reason, d.attempts,
-  d.next_attempt_at, coalesce(d.claimed_until > now(), false) AS sending, d.created_at, d.finished_at`;
+  l.status AS last_status, l.error AS last_error, d.next_attempt_at, coalesce(d.claimed_until > now(), false) AS sending, d.created_at, d.finished_at`;
 const DELIVERIES = `webhook_deliveries d LEFT JOIN webhook_endpoints e ON e.id = d.endpoint_id`;
+const WITH_LAST = `${DELIVERIES}
+  LEFT JOIN LATERAL (SELECT status, error FROM webhook_attempts WHERE delivery_id = d.id ORDER BY n DESC LIMIT 1) l ON true`;
 
 export interface DeliveryFilter {
   readonly endpoint: EndpointId | null;
@@ -59,7 +64,7 @@ export function listDeliveries(sql: Sql, customerId: CustomerId, filter: Deliver
   require((p) =>
     `(d.created_at, d.id) < (SELECT created_at, id FROM webhook_deliveries WHERE id = ${p} AND customer_id = $1)`, filter.after);
   return sql.query<Delivery>(
-    `SELECT ${COLUMNS} FROM ${DELIVERIES} WHERE ${where.join(" AND ")} ORDER BY d.created_at DESC, d.id DESC LIMIT $2`,
+    `SELECT ${COLUMNS} FROM ${WITH_LAST} WHERE ${where.join(" AND ")} ORDER BY d.created_at DESC, d.id DESC LIMIT $2`,
     values,
   );
 }
@@ -67,7 +72,7 @@ export function listDeliveries(sql: Sql, customerId: CustomerId, filter: Deliver
 /** Null also when it is another customer's. */
 export async function findDelivery(sql: Sql, id: DeliveryId, customerId: CustomerId): Promise<Delivery | null> {
   const [row] = await sql.query<Delivery>(
-    `SELECT ${COLUMNS} FROM ${DELIVERIES} WHERE d.id = $1 AND d.customer_id = $2`,
+    `SELECT ${COLUMNS} FROM ${WITH_LAST} WHERE d.id = $1 AND d.customer_id = $2`,
     [id, customerId],
   );
   return row ?? null;

@@ -1,5 +1,5 @@
 /** What a webhook says: `{type, timestamp, data}`, built anew for each attempt so that its links have not expired. */
-import type { DatasetId, RolloutId } from "#contract/ids.ts";
+import type { DatasetId, EndpointId, RolloutId } from "#contract/ids.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import { wireJsonText } from "#contract/wire-json.ts";
 import { type Dataset, DATASET_COLUMNS } from "#datasets/dataset.ts";
@@ -11,6 +11,8 @@ import { type Rollout, ROLLOUT_COLUMNS } from "#rollouts/rollout.ts";
 import type { VideoLinks, Videos } from "#rollouts/video-links.ts";
 
 import type { Claimed } from "./deliveries.ts";
+import { readEndpoint } from "./endpoints.ts";
+import { type WebhookEnvelope, webhookEnvelope } from "./envelope.ts";
 
 export interface MessageParts {
   readonly db: Sql;
@@ -18,6 +20,7 @@ export interface MessageParts {
   /** What links of the gateway begin with; null where nobody said it: there are none then. */
   readonly publicUrl: string | null;
   readonly retentionMs: number;
+  readonly datasetIdleMs: number;
   /** Of a model; null when it was taken down since. */
   readonly shapesOf: (model: string) => Manifest["shapes"] | null;
 }
@@ -26,13 +29,31 @@ export interface MessageParts {
 const NOWHERE = "";
 
 export async function messageOf(
-  { event, created_at, rollout_id, dataset_id }: Pick<Claimed, "event" | "created_at" | "rollout_id" | "dataset_id">,
+  claimed: Pick<Claimed, "event" | "created_at" | "endpoint_id" | "rollout_id" | "dataset_id">,
   parts: MessageParts,
   nowMs: number,
 ): Promise<Buffer> {
-  const data =
-    rollout_id === null ? await datasetData(dataset_id, parts, nowMs) : await rolloutData(rollout_id, parts, nowMs);
+  const { event, created_at } = claimed;
+  const data = await dataOf(claimed, parts, nowMs);
   return Buffer.from(wireJsonText({ type: event, timestamp: created_at.toISOString(), data }));
+}
+
+/** What `GET` answers of whatever the message tells of. */
+async function dataOf(
+  { endpoint_id, rollout_id, dataset_id }: Pick<Claimed, "endpoint_id" | "rollout_id" | "dataset_id">,
+  parts: MessageParts,
+  nowMs: number,
+): Promise<RolloutEnvelope | DatasetEnvelope | WebhookEnvelope> {
+  if (rollout_id !== null) return rolloutData(rollout_id, parts, nowMs);
+  if (dataset_id !== null) return datasetData(dataset_id, parts, nowMs);
+  return webhookData(endpoint_id, parts);
+}
+
+/** Of a test. */
+async function webhookData(id: EndpointId | null, { db }: MessageParts): Promise<WebhookEnvelope> {
+  const endpoint = id && (await readEndpoint(db, id));
+  if (!endpoint) throw new Error(`there is no endpoint ${id}`); // its delivery refers to it
+  return webhookEnvelope(endpoint);
 }
 
 async function rolloutData(id: RolloutId, parts: MessageParts, nowMs: number): Promise<RolloutEnvelope> {
@@ -52,11 +73,11 @@ async function rolloutData(id: RolloutId, parts: MessageParts, nowMs: number): P
 /** Those of a blob store that signs its own need nothing of the gateway's. */
 const areWhole = (videos: Videos | null): boolean => videos?.urls.every((url) => URL.canParse(url)) ?? true;
 
-async function datasetData(id: DatasetId | null, parts: MessageParts, nowMs: number): Promise<DatasetEnvelope> {
-  const { db, publicUrl, retentionMs } = parts;
+async function datasetData(id: DatasetId, parts: MessageParts, nowMs: number): Promise<DatasetEnvelope> {
+  const { db, publicUrl, retentionMs, datasetIdleMs: idleMs } = parts;
   const [dataset] = await db.query<Dataset>(`SELECT ${DATASET_COLUMNS} FROM datasets WHERE id = $1`, [id]);
   if (!dataset) throw new Error(`there is no dataset ${id}`); // its delivery refers to it
-  const context = await datasetContext(db, dataset, { retentionMs, publicUrl: publicUrl ?? NOWHERE, nowMs });
+  const context = await datasetContext(db, dataset, { retentionMs, idleMs, publicUrl: publicUrl ?? NOWHERE, nowMs });
   const envelope = datasetEnvelope(dataset, context);
   return publicUrl === null ? { ...envelope, results: null } : envelope;
 }

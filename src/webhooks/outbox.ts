@@ -2,8 +2,8 @@
  * The outbox: who is to be told is written by the transaction that makes it true, one row a receiver, so that a crash
  * neither forgets a message nor tells what never happened. The notifier sends (workers/notifier).
  */
-import type { CustomerId, DatasetId } from "#contract/ids.ts";
-import type { WebhookEvent } from "#contract/webhooks.ts";
+import type { CustomerId, DatasetId, DeliveryId, EndpointId } from "#contract/ids.ts";
+import { WEBHOOK_TEST, type WebhookEvent } from "#contract/webhooks.ts";
 import type { Sql } from "#platform/database.ts";
 
 /**
@@ -39,4 +39,19 @@ export interface DatasetNews {
 /** Inside the transaction that changes the dataset's state. */
 export async function tellWebhooks(sql: Sql, news: DatasetNews): Promise<void> {
   await sql.query(TELL, [news.customer_id, news.event, news.dataset_id, news.webhook_url]);
+}
+
+/**
+ * A test to that endpoint alone, whatever it asked to be told; the delivery's id. Null where it is another customer's,
+ * deleted, or disabled.
+ */
+export async function tellTest(sql: Sql, id: EndpointId, customerId: CustomerId): Promise<DeliveryId | null> {
+  const [row] = await sql.query<{ id: DeliveryId }>(
+    `INSERT INTO webhook_deliveries (customer_id, endpoint_id, url, event)
+     SELECT customer_id, id, url, $3 FROM webhook_endpoints
+      WHERE id = $1 AND customer_id = $2 AND deleted_at IS NULL AND disabled_at IS NULL
+     RETURNING id`,
+    [id, customerId, WEBHOOK_TEST],
+  );
+  return row?.id ?? null;
 }

@@ -63,6 +63,7 @@ beforeAll(async () => {
     models,
     liveWorkers: () => 1,
     retentionMs: 86_400_000,
+    datasetIdleMs: 30 * 86_400_000,
     holder: "test",
     clock: systemClock,
     log: silentLog,

@@ -140,6 +140,24 @@ describe.for([...PARTS])("%s", (part) => {
   });
 });
 
+test("a notifier's role reaches no job, whatever it was before", async () => {
+  await database.db.query(`GRANT USAGE ON SCHEMA bullmq TO ${role("notifier")}`);
+  await database.db.query(`GRANT SELECT, DELETE ON ALL TABLES IN SCHEMA bullmq TO ${role("notifier")}`);
+  const { code, stdout, stderr } = await run(["database", "grant", role("notifier"), "--as", "notifier"], asOwner);
+  expect({ code, stdout }, stderr).toEqual({ code: 0, stdout: `${role("notifier")} may do what a notifier has to.\n` });
+  const db = createDatabase({ url: as("notifier")["DATABASE_URL"] ?? "", log: silentLog });
+  try {
+    await expect(db.query("SELECT FROM bullmq.job")).rejects.toThrow("permission denied for schema bullmq");
+    const tables = await db.query(
+      `SELECT relname FROM pg_class WHERE relnamespace = 'bullmq'::regnamespace AND relkind = 'r'
+          AND has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE')`,
+    );
+    expect(tables).toEqual([]);
+  } finally {
+    await db.stop();
+  }
+});
+
 test("a role of another process is not to be given away from it", async () => {
   await run(["database", "grant", role("scheduler"), "--as", "scheduler"], asOwner);
   const message = await refused(["gateway"], as("scheduler"));

@@ -72,6 +72,21 @@ test("what a server says cannot move the cursor of the terminal that shows it", 
   withoutHarm(refused.stdout + refused.stderr);
 });
 
+test("nor can what a webhook's receiver answered", async () => {
+  const attempt = { n: 1, at: 1, duration_ms: 1, status: 200, error: null, excerpt: `${EVIL}\nand more` };
+  const nothing = { endpoint: null, rollout: null, dataset: null, last_error: null, next_attempt_at: null };
+  const delivery = { id: "msg_1", url: EVIL, event: EVIL, state: "failed", reason: EVIL, attempts: 1, sending: false };
+  answer = gives(200, { ...nothing, ...delivery, last_status: 200, created: 1, log: [attempt] });
+  for (const [args, code] of [
+    [["deliveries", "msg_1"], 0],
+    [["test", "endpoint_1"], 3],
+  ] as const) {
+    const shown = await shell.run("webhooks", ...args);
+    expect([shown.code, shown.stdout]).toEqual([code, expect.stringContaining("evil")]);
+    withoutHarm(shown.stdout + shown.stderr);
+  }
+});
+
 test("nor in a table, and no cell becomes two lines", () => {
   expect(tableText([["a\nb", EVIL]])).toMatch(/^a b {2}\uFFFD\[2J/);
   expect(visible("é 漢 👩‍🚀\n")).toBe("é 漢 👩‍🚀\n");

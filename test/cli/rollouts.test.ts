@@ -19,7 +19,7 @@ import { startTestGateway, type TestGateway } from "#test/gateway/support/test-g
 import { assertBooksBalance } from "#test/support/ledger.ts";
 
 import { eventually } from "../queue/test-queue.ts";
-import { start, type Started } from "./command.ts";
+import { run, start, type Started } from "./command.ts";
 import { type CustomerShell, linesOf, openShell } from "./customer-run.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -259,6 +259,29 @@ describe("where the server is", () => {
     expect(waiting.stdout()).toContain(`${id} succeeded`);
   });
 
+  test.for([
+    ["predict", ...INPUTS],
+    ["rollouts", "list"],
+    ["datasets", "list"],
+    ["webhooks", "list"],
+  ])("after a normal stop of the server, %s says what to do, and ends with 1", async (args) => {
+    const server = createServer();
+    await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+    const { port } = server.address() as AddressInfo;
+    const url = `http://127.0.0.1:${port}`;
+    const removeNote = await noteRunningServer(shell.path("data"), url);
+    await new Promise((done) => server.close(done));
+    await removeNote();
+    const { PUBLIC_URL: _given, ...env } = shell.env;
+    const ran = await run([PROGRAM, ...args, "--give-up-after", "0"], { ...env, PORT: String(port) }, shell.folder);
+    expect({ code: ran.code, stdout: ran.stdout }).toEqual({ code: 1, stdout: "" });
+    expect(ran.stderr.trim()).toMatch(
+      new RegExp(
+        `^No answer from ${url}/v1/\\S+: no server runs there\\. Start it \\(npm start\\), or name the one that runs by --url, or by PUBLIC_URL in the environment\\.$`,
+      ),
+    );
+  });
+
   test("nobody at the default address gets the key while the server that was killed is away", async () => {
     const id = await submit();
     let asked = 0;
@@ -280,11 +303,11 @@ describe("where the server is", () => {
 });
 
 test("under npm run, files are those of the folder where its user stands", async () => {
-  const run = promisify(execFile);
+  const execute = promisify(execFile);
   const npm = async (...args: string[]): Promise<string> => {
     const all = ["--prefix", resolve("."), "run", "--silent", "dream-engine", "--", ...args];
     const env = { PATH: process.env["PATH"], HOME: process.env["HOME"], ...shell.env };
-    return (await run("npm", all, { cwd: shell.path("sub"), env })).stdout;
+    return (await execute("npm", all, { cwd: shell.path("sub"), env })).stdout;
   };
   await mkdir(shell.path("sub"));
   const inputs = ["--frame", "../frame.png", "--actions", "../actions.npy"];

@@ -43,7 +43,7 @@ test.for([
 });
 
 test.for([{ budget_usd: "25.50" }, { budget_usd: 25.5 }])("%j is a budget", async (payload) => {
-  await t.db.query(`UPDATE datasets SET state = 'ready', started_at = NULL WHERE id = $1`, [id]);
+  await t.db.query(`UPDATE datasets SET state = 'ready', started_at = NULL, resting_since = now() WHERE id = $1`, [id]);
   const answer = await resume(payload);
   expect([answer.statusCode, answer.json().cost?.budget_mils]).toEqual([200, 255_000]);
 });

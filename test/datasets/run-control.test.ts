@@ -14,7 +14,15 @@ import { acceptRollout } from "#rollouts/accept.ts";
 import { settle } from "#rollouts/settle.ts";
 
 import { assertBooksBalance, failed, grant, newCustomer, newRollout } from "../support/ledger.ts";
-import { assertAddsUp, type OutcomeOf, openRunFixture, PRICE, type RunFixture, succeed } from "./run-fixture.ts";
+import {
+  assertAddsUp,
+  type OutcomeOf,
+  openRunFixture,
+  PRICE,
+  QUOTAS,
+  type RunFixture,
+  succeed,
+} from "./run-fixture.ts";
 
 let fixture: RunFixture;
 let each: number;
@@ -28,7 +36,7 @@ afterEach(async () => {
 });
 
 const retry = (db: Database, id: DatasetId, owner: Owner) =>
-  retryByOwner(db, id, owner, new Date(Date.now() - 86_400_000));
+  retryByOwner(db, id, owner, new Date(Date.now() - 86_400_000), QUOTAS);
 const gateway = () => fixture.database.as("gateway");
 
 async function codeOf(work: Promise<unknown>): Promise<{ code: ErrorCode; message: string }> {
@@ -302,7 +310,7 @@ describe("retry", () => {
     fixture.startEngine(firstTimeFails);
     const done = await fixture.until(id, ({ state }) => state === "completed");
     expect(done).toMatchObject({ rows_succeeded: 5, rows_failed: 1 });
-    const late = retryByOwner(gateway(), id, fixture.key, new Date(Date.now() + 60_000));
+    const late = retryByOwner(gateway(), id, fixture.key, new Date(Date.now() + 60_000), QUOTAS);
     expect((await codeOf(late)).message).toContain("not stored any more");
     await fixture.database.db.query("UPDATE datasets SET files_deleted_at = now() WHERE id = $1", [id]);
     expect((await codeOf(retry(gateway(), id, fixture.key))).message).toContain("not stored any more");

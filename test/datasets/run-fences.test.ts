@@ -50,6 +50,7 @@ function partsOf() {
   return {
     db,
     blobs: fixture.blobs,
+    workDir: fixture.folder,
     outbound: createOutbound({ allowPrivate: true }),
     retryDelaysMs: [],
     large: createSlots(1),
@@ -117,8 +118,8 @@ test("a runner that froze while it collected notes nothing a second time", async
   await fixture.engine();
   const second = await takeAndFreeze(id, "turn_second");
   expect(await collectFinished(first, partsOf(), new Map())).toBeNull();
-  expect(await collectFinished(second, partsOf(), new Map())).toHaveLength(6);
-  expect(await collectFinished(second, partsOf(), new Map())).toEqual([]);
+  expect((await collectFinished(second, partsOf(), new Map()))?.states).toHaveLength(6);
+  expect((await collectFinished(second, partsOf(), new Map()))?.states).toEqual([]);
   await assertAddsUp(fixture, id);
   expect(await finishDataset(first, partsOf(), never)).toBe(false);
   expect(await fixture.read(id)).toMatchObject({ state: "running" });
@@ -135,7 +136,7 @@ test("two collections of one turn at once note each row once", async () => {
     collectFinished(turn, partsOf(), new Map()),
     collectFinished(turn, partsOf(), new Map()),
   ]);
-  expect(both.map((states) => states?.length).toSorted((a = 0, b = 0) => b - a)).toEqual([20, 0]);
+  expect(both.map((collected) => collected?.states.length).toSorted((a = 0, b = 0) => b - a)).toEqual([20, 0]);
   await assertAddsUp(fixture, id);
 });
 

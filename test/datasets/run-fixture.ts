@@ -36,6 +36,8 @@ import { createTestDatabase, silentLog, type TestDatabase } from "../support/pos
 
 const MODEL = "pusht-small";
 export const PRICE = 5;
+/** More than any of these tests has. */
+export const QUOTAS = { datasets: 100, rows: 1_000_000 };
 
 export interface RowSpec {
   readonly frame?: InputRef;
@@ -124,9 +126,9 @@ export async function openRunFixture(store?: BlobStore): Promise<RunFixture> {
     const state = spec.state ?? "running";
     await db.query(
       `INSERT INTO datasets (id, customer_id, key_id, request_id, name, model, state, on_invalid, budget_mils, webhook_url,
-                             received_at, started_at, rows_total, rows_invalid, rows_pending, frames_expected, rows_unmeasured)
+                             received_at, started_at, resting_since, rows_total, rows_invalid, rows_pending, frames_expected, rows_unmeasured)
        VALUES ($1, $2, $3, 'req_test', 'a test', $4, $5, 'skip', $6, $7, now(),
-               CASE WHEN $5 = 'running' THEN now() END, $8, $9, $10, $11, $12)`,
+               CASE WHEN $5 = 'running' THEN now() END, CASE WHEN $5 = 'ready' THEN now() END, $8, $9, $10, $11, $12)`,
       [
         id,
         owner.customer_id,

@@ -11,7 +11,7 @@ import { putSomeBack } from "#datasets/retry.ts";
 import { endTurn, takeTurn, type Turn } from "#datasets/turn.ts";
 
 import { silentLog } from "../support/postgres.ts";
-import { assertAddsUp, openRunFixture, type RunFixture } from "./run-fixture.ts";
+import { assertAddsUp, openRunFixture, QUOTAS, type RunFixture } from "./run-fixture.ts";
 
 /** Two and a quarter of what one transaction puts back, or the most that a dataset may have; then it tells how long it took. */
 const LONG = process.env["DATASETS"] === "long";
@@ -29,9 +29,9 @@ beforeEach(async () => {
 afterEach(() => fixture.end());
 
 const runner = () => fixture.database.as("runner");
-const retry = (id: DatasetId) => retryByOwner(fixture.database.as("gateway"), id, fixture.key, new Date(0));
+const retry = (id: DatasetId) => retryByOwner(fixture.database.as("gateway"), id, fixture.key, new Date(0), QUOTAS);
 const finish = (turn: Turn) =>
-  finishDataset(turn, { db: runner(), blobs: fixture.blobs }, new AbortController().signal);
+  finishDataset(turn, { db: runner(), blobs: fixture.blobs, workDir: fixture.folder }, new AbortController().signal);
 
 /** Tells the slowest of the steps so far. */
 function stopwatch(what: string): <T>(step: () => Promise<T>) => Promise<T> {
@@ -99,6 +99,7 @@ async function ended(state: "completed" | "paused"): Promise<DatasetId> {
      UPDATE datasets
         SET rows_pending = 0, rows_expired = rows_expired + 1, state = $2,
             pause_reason = CASE WHEN $2 = 'paused' THEN 'requested' END,
+            resting_since = CASE WHEN $2 = 'paused' THEN now() END,
             finished_at = CASE WHEN $2 = 'completed' THEN now() END
       WHERE id = $1`,
     [id, state],

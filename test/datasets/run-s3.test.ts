@@ -79,7 +79,13 @@ test(
     const parquet = await blobs.get(blobKeys.datasetResults(id, "parquet"));
     expect(parquet.subarray(0, 4).toString()).toBe("PAR1");
 
-    const scheduler = { db: fixture.database.as("scheduler"), blobs, retentionMs: DAY_MS, log: silentLog };
+    const scheduler = {
+      db: fixture.database.as("scheduler"),
+      blobs,
+      retentionMs: DAY_MS,
+      datasetIdleMs: 30 * DAY_MS,
+      log: silentLog,
+    };
     const signal = new AbortController().signal;
     expect(await cleanDatasets({ ...scheduler, clock: systemClock }, signal)).toBe(0);
     const later = { now: () => Date.now() + 2 * DAY_MS };

@@ -125,16 +125,6 @@ test("rows that fail, expire or are cancelled cost nothing and say why; the othe
   expect(second).toMatchObject({ state: "expired", error_code: null });
 });
 
-test("a video that got lost before it was collected fails its row and nothing else", async () => {
-  const id = await fixture.add({ rows: 3 });
-  await fixture.start();
-  fixture.startEngine((rollout, video) => succeed(rollout, rollout.dataset_row === 2 ? `${video}.lost` : video));
-  const dataset = await fixture.until(id, ({ state }) => state === "completed");
-  expect(dataset).toMatchObject({ rows_succeeded: 2, rows_failed: 1 });
-  expect((await fixture.rows(id))[1]).toMatchObject({ state: "failed", error_code: "video_lost" });
-  await assertAddsUp(fixture, id);
-});
-
 test("a video that cannot be copied keeps back no other row, not even a cancel, and is collected once it can be", async () => {
   const id = await fixture.add({ rows: 300 });
   const copy = fixture.blobs.copy.bind(fixture.blobs);

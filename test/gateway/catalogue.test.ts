@@ -295,6 +295,7 @@ describe("documentation", () => {
       "/v1/specs",
       "/v1/status",
       "/v1/uploads",
+      "/v1/uploads/{id}",
       "/v1/webhooks",
       "/v1/webhooks/deliveries",
       "/v1/webhooks/deliveries/{id}",
@@ -304,6 +305,7 @@ describe("documentation", () => {
       "/v1/webhooks/{id}",
       "/v1/webhooks/{id}/rotate-secret",
       "/v1/webhooks/{id}/secret",
+      "/v1/webhooks/{id}/test",
     ]);
     const predict = document.paths["/v1/predict"].post;
     expect(Object.keys(predict.requestBody.content)).toEqual(["multipart/form-data"]);

@@ -11,6 +11,7 @@ import { createRegistry } from "#platform/metrics.ts";
 import { createSchedulerMetrics } from "#scheduler/metrics.ts";
 import { startTestGateway, type TestGateway } from "#test/gateway/support/test-gateway.ts";
 import { createNotifierMetrics } from "#workers/notifier/metrics.ts";
+import { createRunnerMetrics } from "#workers/runner/metrics.ts";
 
 const run = promisify(execFile);
 const FOLDER = "infra/prometheus";
@@ -34,7 +35,11 @@ beforeAll(async () => {
   createSchedulerMetrics(scheduler);
   const notifier = createRegistry("notifier");
   createNotifierMetrics(notifier);
-  for (const metric of await Promise.all([registry, scheduler, notifier].map((one) => one.getMetricsAsJSON()))) {
+  const runner = createRegistry("runner");
+  createRunnerMetrics(runner);
+  for (const metric of await Promise.all(
+    [registry, scheduler, notifier, runner].map((one) => one.getMetricsAsJSON()),
+  )) {
     for (const { name, type } of metric) {
       known.add(name);
       // prom-client counts an enum here: histograms and summaries have these as well.
@@ -46,7 +51,7 @@ afterAll(() => gateway.stop());
 
 /** What is left of an expression without strings, durations, label lists and PromQL's own words. */
 function metricsIn(expr: string): string[] {
-  const bare = expr.replaceAll(/\{[^}]*\}/g, " ").replaceAll(/\[[^\]]*\]/g, " ");
+  const bare = expr.replaceAll(/\{[^}]*\}/g, " ").replaceAll(/\[[^\]]*\]|offset \w+/g, " ");
   return [...bare.matchAll(/[a-z_:][a-z0-9_:]*/gi)]
     .map(([word]) => word)
     .filter((word) => !/^(max|min|sum|rate|increase|time|and|or|unless|vector|count|absent|by|on)$/.test(word));

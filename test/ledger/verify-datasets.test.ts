@@ -6,7 +6,7 @@ import type { Database } from "#platform/database.ts";
 import { retryByOwner } from "#datasets/control.ts";
 import type { DatasetId } from "#contract/ids.ts";
 
-import { openRunFixture, type OutcomeOf, type RunFixture, succeed } from "../datasets/run-fixture.ts";
+import { openRunFixture, type OutcomeOf, QUOTAS, type RunFixture, succeed } from "../datasets/run-fixture.ts";
 import { failed, newCustomer } from "../support/ledger.ts";
 import { auditAfter, tamperWith } from "./tampering.ts";
 
@@ -32,7 +32,7 @@ beforeAll(async () => {
   await fixture.until(id, ({ rows_running }) => rows_running === 4);
   await fixture.engine(first);
   await fixture.until(id, ({ state }) => state === "completed");
-  await retryByOwner(db, id, fixture.key, new Date(0));
+  await retryByOwner(db, id, fixture.key, new Date(0), QUOTAS);
   await fixture.until(id, ({ rows_running }) => rows_running === 3);
   await fixture.engine(second);
   await fixture.until(id, ({ rows_running }) => rows_running === 1);
@@ -72,6 +72,17 @@ const TAMPERINGS: readonly [string, string, RegExp][] = [
     "a row that says it failed",
     "UPDATE dataset_rows SET state = 'succeeded', error_code = NULL, video_key = 'x' WHERE n = 2",
     /row 2: succeeded, and its rollout did not/,
+  ],
+  [
+    "a row without its video",
+    "UPDATE dataset_rows SET state = 'failed', error_code = 'video_lost', video_key = NULL WHERE n = 1",
+    /row 1: is failed, and its rollout succeeded and was paid for/,
+  ],
+  [
+    "a rollout taken back without a refund in the ledger",
+    `UPDATE rollouts SET status = 'failed', error_code = 'video_lost', result = NULL, frames_delivered = 0, refunded_mils = charge_mils
+      WHERE dataset_row = 1 AND status = 'succeeded'`,
+    /0 refunds of 0 mils in the ledger, due are \d+/,
   ],
   [
     "a forgotten try",

@@ -176,6 +176,7 @@ test("what PostgreSQL rolled back, or never got, is told apart from what may hav
     await tx.query("SET LOCAL statement_timeout = 10");
     await tx.query("SELECT pg_sleep(10)");
   });
+  late.catch(() => undefined); // awaited below, perhaps after it has failed
   const nobody = createDatabase({ url: "postgres://nobody@127.0.0.1:1/none", log: silentLog });
   const full = createDatabase({ url: database.url, log: silentLog, poolMax: 1 });
   full.pool.options.connectionTimeoutMillis = 50;

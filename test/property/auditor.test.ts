@@ -8,7 +8,8 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 import { auditLedger } from "#ledger/verify.ts";
 import { createDatabase, type Database } from "#platform/database.ts";
-import { acceptRollout, type NewRollout } from "#rollouts/accept.ts";
+import { acceptRollout } from "#rollouts/accept.ts";
+import type { NewRollout } from "#rollouts/rollout.ts";
 import { createAcceptor } from "#rollouts/acceptor.ts";
 import { type Leadership, tryLead } from "#rollouts/leader.ts";
 import { type PgProxy, startPgProxy } from "#test/support/pg-proxy.ts";

@@ -6,7 +6,8 @@ import { expect } from "vitest";
 
 import type { RolloutId } from "#contract/ids.ts";
 import type { Outcome } from "#contract/jobs.ts";
-import type { Accepted, NewRollout } from "#rollouts/accept.ts";
+import type { Accepted } from "#rollouts/accept.ts";
+import type { NewRollout } from "#rollouts/rollout.ts";
 
 import { createModel, type Operation, type Snapshot } from "./auditor-model.ts";
 import { type Answer, createSystem, type SystemParts } from "./auditor-system.ts";

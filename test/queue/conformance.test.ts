@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test as baseTest } from "vitest"
 
 import type { JobId } from "#contract/ids.ts";
 import type { ActiveJob, Consumer, JobQueue, JobState, QueueSystem } from "#queue/job-queue.ts";
-import { openQueues } from "#queue/open-queues.ts";
+import { openQueues, openSignals } from "#queue/open-queues.ts";
 import type { Signal } from "#queue/signals.ts";
 
 import { createTestDatabase, silentLog, type TestDatabase } from "../support/postgres.ts";
@@ -274,6 +274,31 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
     expect(heard).toHaveLength(2);
   });
 
+  test("whoever opened the signals alone hears and tells as the others do, and goes on after a cut", async ({ on }) => {
+    const { url: database_url, drop } = await roleWithoutRights(database);
+    const alone = await openSignals({ redis_url, database_url, log: silentLog });
+    const [here, there]: [Signal[], Signal[]] = [[], []];
+    await alone.subscribe(["finished"], (signal) => here.push(signal));
+    await on.queues.signals.subscribe(["cancel"], (signal) => there.push(signal));
+    const [finished, cancel] = [
+      { kind: "finished", rollout_id: "rollout_1" },
+      { kind: "cancel", rollout_id: "r" },
+    ] as const;
+    await on.queues.signals.publish({ kind: "queued" });
+    await on.queues.signals.publish(finished);
+    await alone.publish(cancel);
+    await eventually(async () => here.length === 1 && there.length === 1);
+    expect([here, there]).toEqual([[finished], [cancel]]);
+
+    await cutConnections(on.address);
+    await eventually(async () => {
+      await on.queues.signals.publish(finished);
+      return here.length > 1;
+    }, 20_000);
+    await alone.stop();
+    await drop();
+  });
+
   test("jobs and signals flow again after every connection was cut", async ({ on }) => {
     const { handle, letGo, seen, started } = holding();
     letGo();
@@ -490,6 +515,16 @@ async function createHarness(address: QueueAddress): Promise<Harness> {
       await queues.stop();
     },
   };
+}
+
+/** May connect to that database, and do nothing in it. */
+async function roleWithoutRights({ db, url }: TestDatabase): Promise<{ url: string; drop: () => Promise<void> }> {
+  const role = `listener_${process.pid}_${Date.now()}`;
+  await db.query(`CREATE ROLE ${role} LOGIN PASSWORD 'secret'`);
+  const as = new URL(url);
+  as.username = role;
+  as.password = "secret";
+  return { url: as.href, drop: async () => void (await db.query(`DROP ROLE ${role}`)) };
 }
 
 /** A handler that holds its jobs until they are let go. */

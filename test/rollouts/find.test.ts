@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
-import type { Database } from "#platform/database.ts";
+import type { Database, Sql } from "#platform/database.ts";
 import {
   countQueued,
   findRollout,
@@ -87,7 +87,7 @@ test("the place in the queue counts the same model only, and whoever waits goes 
   expect((await countQueued(db)).get("unheard-of")).toBeUndefined();
 });
 
-test("percentiles are of what succeeded in the last 24 hours, and null without any", async () => {
+test("percentiles are of what was waited for and succeeded in the last 24 hours, and null without any", async () => {
   const key = await newCustomer(db);
   const model = "timed-model";
   const now = new Date();
@@ -110,6 +110,40 @@ test("percentiles are of what succeeded in the last 24 hours, and null without a
   expect(latency.request_ms.p50).toBeLessThanOrEqual(latency.request_ms.p99 ?? 0);
   // However many there are, no more than the latest so many are looked at.
   expect((await latencyOf(db, model, now, 40)).engine_wall_ms).toEqual({ p50: 800, p99: 1000, count: 40 });
+  // What nobody waits for is slow by design, and a server that does nothing else has no latency to show.
+  for (const of of [model, "bulk-model"]) {
+    const bulk = await accept(db, key, { model: of, lane: "bulk" });
+    await dispatch(db, bulk.id);
+    await settle(db, bulk.id, 1, succeeded(49, 60_000));
+  }
+  expect((await latencyOf(db, model, now)).engine_wall_ms).toEqual({ p50: 500, p99: 990, count: 100 });
+  expect((await latencyOf(db, "bulk-model", now)).request_ms).toEqual({ p50: null, p99: null, count: 0 });
   const tomorrow = new Date(now.getTime() + 25 * 3_600_000);
   expect((await latencyOf(db, model, tomorrow)).engine_wall_ms.count).toBe(0);
+});
+
+test("latencies are found without looking through what was bulk", async () => {
+  const key = await newCustomer(db);
+  const model = "busy-model";
+  for (const lane of ["realtime", "bulk"] as const) {
+    const rollout = await accept(db, key, { model, lane });
+    await dispatch(db, rollout.id);
+    await settle(db, rollout.id, 1, succeeded(49, 10));
+    if (lane === "realtime") continue;
+    await db.query(
+      `INSERT INTO rollouts SELECT (jsonb_populate_record(r, jsonb_build_object('id', concat('rollout_copy', n)))).*
+         FROM rollouts r, generate_series(1, 5000) n WHERE r.id = $1`,
+      [rollout.id],
+    );
+  }
+  await db.query("ANALYZE rollouts");
+  let plan = "";
+  const explained: Sql = {
+    async query<Row>(text: string, params?: readonly unknown[]) {
+      plan = JSON.stringify(await db.query(`EXPLAIN ${text}`, params));
+      return db.query<Row>(text, params);
+    },
+  };
+  expect((await latencyOf(explained, model, new Date())).engine_wall_ms).toEqual({ p50: 10, p99: 10, count: 1 });
+  expect(plan).toContain("rollouts_latencies");
 });

@@ -172,8 +172,8 @@ describe.each([
       });
       after = next;
       expectNoScans(nodes);
-      // Once for the page and once for where the next one begins.
-      expect(rowsRead(nodes)).toBeLessThanOrEqual(2 * LOOKED_AT_MAX + 2);
+      // Once for the page and once for where the next one begins; the cursor, twice, and the last one given.
+      expect(rowsRead(nodes)).toBeLessThanOrEqual(2 * LOOKED_AT_MAX + 3);
       pages += 1;
     }
     expect(new Set(found).size).toBe(Math.floor(ROLLOUTS / FAILED_EVERY));
@@ -198,6 +198,64 @@ test("pages of a filter at a bound that it hits in the middle neither lose nor r
     }
     expect(found).toHaveLength(2);
     expect(new Set(found).size).toBe(2);
+  }
+});
+
+test("rows that come in while a page is read, and between pages, repeat nothing and hide nothing", async () => {
+  const busy = await newCustomer(db);
+  const { id: first } = await accept(db, busy);
+  const TOTAL = 40;
+  // Newest first: every fourth of them failed.
+  await withoutReferences(
+    `INSERT INTO rollouts (id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
+                           params, fingerprint, price_mils_per_frame, charge_mils, deadline_at, created_at, status,
+                           attempt, finished_at, frames_delivered, error_code, refunded_mils)
+     SELECT 'rollout_' || md5(concat('between', i)), customer_id, key_id, 'req_test', route, model, lane, k, frames,
+            actions_per_candidate, params, fingerprint, price_mils_per_frame, charge_mils, deadline_at,
+            created_at - i * interval '10 ms', CASE i % 4 WHEN 0 THEN 'failed' ELSE 'cancelled' END, 1, now() - interval '1 day', 0,
+            CASE i % 4 WHEN 0 THEN 'engine_failed' END, charge_mils
+       FROM rollouts, generate_series(1, $2::int) AS series (i) WHERE id = $1`,
+    [first, TOTAL],
+  );
+  /** Some newer than all others, some between them, as a slow transaction leaves them; each a microsecond apart. */
+  let arrivals = 0;
+  const arrive = async (): Promise<void> => {
+    for (const offset of ["1 s", "1 s", "1 s", "-5 ms", "-105 ms", "-205 ms"]) {
+      arrivals += 1;
+      await withoutReferences(
+        `INSERT INTO rollouts (id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
+                               params, fingerprint, price_mils_per_frame, charge_mils, deadline_at, created_at, status,
+                               attempt, finished_at, frames_delivered, refunded_mils)
+         SELECT 'rollout_' || md5(concat('arrived', $2::int)), customer_id, key_id, 'req_test', route, model, lane, k,
+                frames, actions_per_candidate, params, fingerprint, price_mils_per_frame, charge_mils, deadline_at,
+                created_at + $3::interval + $2::int * interval '1 us', 'cancelled', 1, now() - interval '1 day', 0, charge_mils
+           FROM rollouts WHERE id = $1`,
+        [first, arrivals, offset],
+      );
+    }
+  };
+  const filter = filterOf({ customer_id: busy.customer_id, statuses: ["failed"] });
+  const arriving: Sql = {
+    async query<Row>(text: string, params?: readonly unknown[]) {
+      const rows = await db.query<Row>(text, params);
+      await arrive();
+      return rows;
+    },
+  };
+  for (const lookedAtMax of [7, 9, 16]) {
+    const found: string[] = [];
+    let pages = 0;
+    for (let after: Rollout["id"] | null = null; ;) {
+      const page = await listRollouts(arriving, filter, { after, limit: 3, lookedAtMax });
+      found.push(...page.rollouts.map(({ id }) => id));
+      after = page.next;
+      pages += 1;
+      if (after === null) break;
+      if (pages > 100) throw new Error("the pages do not end");
+    }
+    expect(found).toHaveLength(TOTAL / 4);
+    expect(new Set(found).size).toBe(TOTAL / 4);
+    expect(pages).toBeGreaterThan(2);
   }
 });
 

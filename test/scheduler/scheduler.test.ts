@@ -36,6 +36,7 @@ async function start(holder: string): Promise<{ isLeader(): boolean; stop(): Pro
     models,
     liveWorkers: () => 1,
     retentionMs: 24 * 3_600_000,
+    datasetIdleMs: 30 * 86_400_000,
     holder,
     clock: systemClock,
     log: silentLog,

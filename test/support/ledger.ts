@@ -12,8 +12,8 @@ import { credit } from "#ledger/ledger.ts";
 import { recordAction } from "#ledger/operator-actions.ts";
 import { verifyLedger } from "#ledger/verify.ts";
 import type { Database, Sql } from "#platform/database.ts";
-import { acceptRollout, type NewRollout } from "#rollouts/accept.ts";
-import type { Rollout } from "#rollouts/rollout.ts";
+import { acceptRollout } from "#rollouts/accept.ts";
+import type { NewRollout, Rollout } from "#rollouts/rollout.ts";
 
 /** A rollout of 48 actions, 49 frames, at the list price. */
 export const CHARGE = mils(245);

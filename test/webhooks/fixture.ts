@@ -98,6 +98,7 @@ export async function startWebhooks(): Promise<Webhooks> {
         models: [PUSHER],
         publicUrl: PUBLIC_URL,
         retentionMs: 30 * 86_400_000,
+        datasetIdleMs: 30 * 86_400_000,
         outbound: createOutbound({ allowPrivate: true }),
         clock: systemClock,
         random: randomBytes,

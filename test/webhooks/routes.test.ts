@@ -339,6 +339,7 @@ test("all of it is in the OpenAPI document, under every base URL in use", async 
       "DELETE /v1/webhooks/{id}",
       "GET /v1/webhooks/{id}/secret",
       "POST /v1/webhooks/{id}/rotate-secret",
+      "POST /v1/webhooks/{id}/test",
       "GET /v1/webhooks/signing-secret",
       "POST /v1/webhooks/signing-secret/rotate",
       "GET /v1/webhooks/deliveries",

@@ -61,7 +61,7 @@ test.for([
 });
 
 const after = (status: number | null, failed = 1, retryAfter?: string) =>
-  nextAfter(status === null ? null : { status, retryAfter }, failed, middle, NOW);
+  nextAfter(status === null ? null : { status, retryAfter }, { event: "rollout.failed", failed }, middle, NOW);
 
 test("what follows from each answer", () => {
   for (const status of [200, 201, 202, 204, 299]) expect(after(status, 10)).toEqual({ state: "delivered" });
@@ -73,6 +73,17 @@ test("what follows from each answer", () => {
   expect(after(429, 1, "90")).toMatchObject({ delayMs: 90_000 });
   expect(after(503, 1, "Sun, 22 Nov 2026 12:01:00 GMT")).toMatchObject({ delayMs: 60_000 });
   expect(after(500, 1, "90")).toMatchObject({ delayMs: 5_000 }); // asked for by 429 and 503 alone
+});
+
+test("a test has one attempt, whatever is asked for", () => {
+  const test = { event: "webhook.test", failed: 1 } as const;
+  const answer = (status: number) => nextAfter({ status, retryAfter: "1" }, test, middle, NOW);
+  expect(answer(204)).toEqual({ state: "delivered" });
+  for (const status of [302, 404, 429, 500, 503]) {
+    expect(answer(status)).toEqual({ state: "failed", reason: "a test is sent once" });
+  }
+  expect(nextAfter(null, test, middle, NOW)).toEqual({ state: "failed", reason: "a test is sent once" });
+  expect(answer(410)).toMatchObject({ state: "failed", reason: "its receiver answered 410 Gone" });
 });
 
 test("an excerpt is at most a kilobyte of text that no terminal and no database stumbles over", () => {

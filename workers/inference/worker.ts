@@ -3,7 +3,6 @@
  * is the order (videos, then `result.json`, then the settlement job, then the predict job is done) and who pays for an
  * engine fault: the jobs that were in the engine run once more, each alone; what fails alone, fails.
  */
-import { rm } from "node:fs/promises";
 
 import { Compile } from "typebox/compile";
 
@@ -24,7 +23,7 @@ import { BadInput } from "./inputs.ts";
 import type { WorkerMetrics } from "./metrics.ts";
 import { type Attempt, type EndReason, runRolloutJob } from "./rollout-job.ts";
 import { createSlots } from "#platform/slots.ts";
-import { createWorkDir } from "./video/work-dir.ts";
+import { createWorkDir } from "#platform/work-dir.ts";
 
 /** Progress is a hint for people who watch; more often than this nobody sees. */
 const PROGRESS_INTERVAL_MS = 250;
@@ -63,9 +62,9 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
   const { manifest, queues, blobs, engine, clock, log, metrics } = options;
   const { samplesMax } = engine;
   const settlements = settlementQueue(queues);
-  const workDir = await createWorkDir();
+  const workDir = await createWorkDir("videos");
   const encoderSlots = { realtime: createSlots(samplesMax), bulk: createSlots(samplesMax) };
-  const parts = { ...options, workDir, samplesMax, encoderSlots };
+  const parts = { ...options, workDir: workDir.path, samplesMax, encoderSlots };
   const admission = createAdmission({
     samplesMax,
     pause: () => tellConsumers("pause"),
@@ -223,7 +222,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     admission.close();
     await stopConsumers(graceMs);
     await endCancelSignals();
-    await rm(workDir, { recursive: true, force: true });
+    await workDir.stop();
   }
 
   return {

@@ -1,5 +1,6 @@
 /** One attempt at one delivery: who signs, what it says, what came back, what follows from it. */
 import type { RandomBytes } from "#contract/ids.ts";
+import { WEBHOOK_TEST } from "#contract/webhooks.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
@@ -65,7 +66,7 @@ async function targetOf({ endpoint_id, customer_id, url }: Claimed, db: Database
 }
 
 async function send(
-  { id, counted }: Claimed,
+  { id, event, counted: failed }: Claimed,
   { url, signer, generation }: Target,
   body: Buffer,
   { outbound, root, timeoutMs, clock, random, log }: DeliverParts,
@@ -93,7 +94,7 @@ async function send(
     const answer = { status: reply.status, retryAfter: reply.headers["retry-after"] };
     return {
       attempt: ended({ status: reply.status, excerpt: excerptOf(reply.body) }),
-      next: nextAfter(answer, counted, random, clock.now()),
+      next: nextAfter(answer, { event, failed }, random, clock.now()),
     };
   } catch (error) {
     if (stopping.aborted) {
@@ -102,12 +103,12 @@ async function send(
     }
     if (!(error instanceof OutboundError)) throw error;
     log.debug({ err: error, delivery_id: id }, "a webhook's receiver gave no answer");
-    const next = nextAfter(null, counted, random, clock.now());
+    const next = nextAfter(null, { event, failed }, random, clock.now());
     return { attempt: ended({ status: null, error: error.message }), next };
   }
 }
 
-/** All of it or nothing: who says 410 is told nothing more, whatever waits for it. */
+/** All of it or nothing: who says 410 is told nothing more, whatever waits for it; but a test changes nothing. */
 async function note(
   claimed: Claimed,
   attempt: Attempt | null,
@@ -117,7 +118,9 @@ async function note(
 ): Promise<void> {
   const status = attempt?.answer.status ?? null;
   const noted = await db.transaction(async (tx) => {
-    if (target?.signer.kind === "endpoint" && status !== null && isGone({ status, retryAfter: undefined })) {
+    const isGoneForGood =
+      claimed.event !== WEBHOOK_TEST && status !== null && isGone({ status, retryAfter: undefined });
+    if (target?.signer.kind === "endpoint" && isGoneForGood) {
       await disableGone(tx, target.signer.id, target.url);
     }
     return await noteAttempt(tx, claimed, attempt, next);

@@ -57,6 +57,7 @@ export interface NotifierOptions {
   /** What links of the gateway begin with; null where nobody said it: webhooks are without links then. */
   readonly publicUrl: string | null;
   readonly retentionMs: number;
+  readonly datasetIdleMs: number;
   readonly outbound: Outbound;
   readonly clock: Clock;
   readonly random: RandomBytes;

@@ -19,6 +19,12 @@ export function createRunnerMetrics(registry: Registry) {
       help: "Rows of datasets that this process paid for and queued",
       registers,
     }),
+    // Without labels, so that it is there from the start: the first one must show as a rise.
+    videosLost: new Counter({
+      name: "dream_dataset_videos_lost_total",
+      help: "Rows of datasets that failed because their finished video was not in the blob store any more",
+      registers,
+    }),
     steps: new Histogram({
       name: "dream_dataset_step_seconds",
       help: "Time of one step of work on a dataset: collect, prepare (inputs fetched and stored), feed (the debit), retry (rows put back), finish",

@@ -18,6 +18,7 @@ import type { Log } from "#platform/log.ts";
 import { startLoop } from "#platform/loop.ts";
 import type { Outbound } from "#platform/outbound.ts";
 import { createSlots } from "#platform/slots.ts";
+import { createWorkDir } from "#platform/work-dir.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import type { Registry } from "prom-client";
 
@@ -56,8 +57,10 @@ const SHOW_EVERY_MS = 15_000;
 export async function startRunner(options: RunnerOptions): Promise<Service> {
   const { db, queues, log, registry, random } = options;
   const metrics = createRunnerMetrics(registry);
+  const workDir = await createWorkDir("results");
   const parts: TurnParts = {
     ...options,
+    workDir: workDir.path,
     normaliseFrame: createFrameNormaliser(),
     models: new Map(
       options.models.map((manifest) => [manifest.slug, { manifest, identity: bundleIdentity(manifest) }]),
@@ -114,6 +117,7 @@ export async function startRunner(options: RunnerOptions): Promise<Service> {
     clearTimeout(wakeTimer);
     await Promise.all([unsubscribe(), loop.stop(), show.stop()]);
     await Promise.all([...inHand.values()].map(({ over }) => over));
+    await workDir.stop();
   }
   let stopping: Promise<void> | undefined;
   return { stop: () => (stopping ??= stop()) };

@@ -32,6 +32,8 @@ const STUCK_NAMED_MAX = 10;
 
 export interface TurnParts extends CollectParts, PrepareParts {
   readonly queues: QueueSystem;
+  /** Of this process alone. */
+  readonly workDir: string;
   readonly models: ReadonlyMap<string, RunModel>;
   readonly metrics: RunnerMetrics;
   readonly money: MoneyMetrics;
@@ -103,9 +105,12 @@ async function round(turn: Turn, parts: TurnParts, stuck: Stuck, signal: AbortSi
 /** How many rows ended, or got stuck just now; null when the turn is another one's. */
 async function collect(turn: Turn, parts: TurnParts, stuck: Stuck): Promise<number | null> {
   const stuckBefore = stuck.size;
-  const states = await timed(parts, "collect", () => collectFinished(turn, parts, stuck));
-  for (const outcome of states ?? []) parts.metrics.rows.inc({ outcome });
-  return states && states.length + stuck.size - stuckBefore;
+  const collected = await timed(parts, "collect", () => collectFinished(turn, parts, stuck));
+  if (!collected) return null;
+  for (const outcome of collected.states) parts.metrics.rows.inc({ outcome });
+  parts.metrics.videosLost.inc(collected.videosLost);
+  for (const { refunded_mils } of collected.takenBack) parts.money.moved("refund", refunded_mils);
+  return collected.states.length + stuck.size - stuckBefore;
 }
 
 /** How many rows were taken up, or failed before they could be. */

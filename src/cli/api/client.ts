@@ -43,11 +43,13 @@ export interface CallOptions {
   readonly patienceMs?: number;
 }
 
+type Method = "GET" | "POST" | "DELETE";
 type Read<T> = (response: Response) => Promise<T>;
 
 export interface Api {
   get<S extends TSchema>(path: string, schema: S, options?: CallOptions): Promise<Static<S>>;
   post<S extends TSchema>(path: string, schema: S, options?: CallOptions): Promise<Static<S>>;
+  delete<S extends TSchema>(path: string, schema: S, options?: CallOptions): Promise<Static<S>>;
   /** The answer itself, its body unread; any 2xx. */
   open(method: "GET" | "POST", path: string, options?: CallOptions): Promise<Response>;
 }
@@ -91,13 +93,13 @@ export function createApi({ url, key, patienceMs = PATIENCE_MS, onRetry = () => 
     }
   }
 
-  async function send<T>(method: "GET" | "POST", path: string, options: CallOptions, read: Read<T>): Promise<T> {
+  async function send<T>(method: Method, path: string, options: CallOptions, read: Read<T>): Promise<T> {
     const repeatable = method === "GET" || options.idempotencyKey !== undefined || options.repeatable === true;
     const rules = { repeatable, patienceMs: options.patienceMs ?? patienceMs, onRetry, signal: options.signal };
     return patiently(rules, () => once(method, path, options, read));
   }
 
-  async function call<S extends TSchema>(method: "GET" | "POST", path: string, schema: S, options: CallOptions = {}) {
+  async function call<S extends TSchema>(method: Method, path: string, schema: S, options: CallOptions = {}) {
     const value = await parsed(await send(method, path, options, (response) => response.text()));
     const check = Compile(schema);
     if (check.Check(value)) return value;
@@ -121,6 +123,7 @@ export function createApi({ url, key, patienceMs = PATIENCE_MS, onRetry = () => 
     open: (method, path, options = {}) => send(method, path, options, async (response) => response),
     get: (path, schema, options) => call("GET", path, schema, options),
     post: (path, schema, options) => call("POST", path, schema, options),
+    delete: (path, schema, options) => call("DELETE", path, schema, options),
   };
 }
 

@@ -1,4 +1,5 @@
 /** What can go wrong between a command and our API, as a person reads it and as a command decides by it. */
+import { errorCode } from "#platform/error-code.ts";
 import { withoutSecrets } from "#platform/log.ts";
 
 import { EXIT, type ExitCode } from "../exit-codes.ts";
@@ -50,12 +51,24 @@ export async function problemOf(response: Response): Promise<ApiProblem> {
 
 /** No answer, or one that broke off. */
 export function noAnswer(url: string, error: unknown): ApiProblem {
+  const code = error instanceof Error ? errorCode(error.cause) : undefined;
+  const { reason, advice } = UNREACHABLE[code ?? ""] ?? {
+    reason: reasonOf(error),
+    advice: "Is the server running (npm start)?",
+  };
   return new ApiProblem(
-    `No answer from ${withoutQuery(url)}: ${reasonOf(error)}. Is the server running (npm start)?`,
+    `No answer from ${withoutQuery(url)}: ${reason}. ${advice}`,
     { status: null, code: null },
     { cause: error },
   );
 }
+
+const ANOTHER = "name the one that runs by --url, or by PUBLIC_URL in the environment";
+/** What a person can do about, by the system's code. */
+const UNREACHABLE: Readonly<Record<string, { readonly reason: string; readonly advice: string }>> = {
+  ECONNREFUSED: { reason: "no server runs there", advice: `Start it (npm start), or ${ANOTHER}.` },
+  ENOTFOUND: { reason: "there is no such host", advice: `If it is another one, ${ANOTHER}.` },
+};
 
 interface ErrorBody {
   readonly code: string | null;

@@ -103,4 +103,55 @@ export type RowReply = Static<typeof RowReply>;
 export const RowPage = pageOf(RowReply);
 export type Page<T> = { readonly data: T[]; readonly has_more: boolean; readonly next?: string | number | null };
 
+export const WebhookReply = Type.Object({
+  id: Id,
+  url: Type.String(),
+  events: Type.Array(Type.String()),
+  description: Nullable(Type.String()),
+  enabled: Type.Boolean(),
+  disabled_reason: Nullable(Type.String()),
+  created: Type.Integer(),
+});
+export type WebhookReply = Static<typeof WebhookReply>;
+export const WebhookList = Type.Object({ data: Type.Array(WebhookReply) });
+export const NewWebhookReply = Type.Object({ ...WebhookReply.properties, secret: Type.String() });
+export const WebhookSecretReply = Type.Object({
+  secret: Type.String(),
+  previous_signs_until: Nullable(Type.Integer()),
+});
+export const DeletedReply = Type.Object({ id: Id, deleted: Type.Literal(true) });
+
+export const DeliveryReply = Type.Object({
+  id: Id,
+  endpoint: Nullable(Type.String()),
+  url: Type.String(),
+  event: Type.String(),
+  rollout: Nullable(Type.String()),
+  dataset: Nullable(Type.String()),
+  state: Type.String(),
+  reason: Nullable(Type.String()),
+  attempts: Type.Integer(),
+  last_status: Nullable(Type.Integer()),
+  last_error: Nullable(Type.String()),
+  sending: Type.Boolean(),
+  next_attempt_at: Nullable(Type.Integer()),
+  created: Type.Integer(),
+});
+export type DeliveryReply = Static<typeof DeliveryReply>;
+export const DeliveryPage = pageOf(DeliveryReply);
+export const DeliveryWithLog = Type.Object({
+  ...DeliveryReply.properties,
+  log: Type.Array(
+    Type.Object({
+      n: Type.Integer(),
+      at: Type.Number(),
+      duration_ms: Type.Integer(),
+      status: Nullable(Type.Integer()),
+      error: Nullable(Type.String()),
+      excerpt: Nullable(Type.String()),
+    }),
+  ),
+});
+export type DeliveryWithLog = Static<typeof DeliveryWithLog>;
+
 export const BalanceReply = Type.Object({ balance_mils: Type.Integer() });

@@ -6,7 +6,7 @@ import { errorCode } from "#platform/error-code.ts";
 import { createLog } from "#platform/log.ts";
 import { grantRights, type Part, PARTS, withdrawRights } from "#platform/roles.ts";
 import { openQueues } from "#queue/open-queues.ts";
-import { grantQueue } from "#queue/postgres.ts";
+import { grantQueue, withdrawQueue } from "#queue/postgres.ts";
 
 import { withDatabase } from "../context.ts";
 import { UserError } from "../user-error.ts";
@@ -14,6 +14,9 @@ import { UserError } from "../user-error.ts";
 /** A worker needs the database where the queue is in it. */
 const GRANTED = [...PARTS, "worker"] as const;
 type Granted = (typeof GRANTED)[number];
+
+/** Hears the queue's signals, for which no right is needed, and looks at no job. */
+const LISTENS_ALONE: Partial<Record<Part, true>> = { notifier: true };
 
 export function addDatabase(program: Command): void {
   const database = program.command("database").description("the schema and who may do what in it; run as its owner");
@@ -64,9 +67,9 @@ async function grant(role: string, { as: granted }: { as: Granted }): Promise<vo
 /** With the queue on Redis there is no such schema, or one that nobody uses any more. */
 async function grantPart(tx: Sql, role: string, part: Part): Promise<boolean> {
   await grantRights(tx, role, part);
-  const there = await hasQueue(tx);
-  if (there) await grantQueue(tx, role);
-  return there;
+  if (!(await hasQueue(tx))) return false;
+  await (LISTENS_ALONE[part] ? withdrawQueue : grantQueue)(tx, role);
+  return !LISTENS_ALONE[part];
 }
 
 /** A worker reads jobs that anybody may have sent: no table of ours is for it. */

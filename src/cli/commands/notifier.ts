@@ -7,10 +7,12 @@ import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
 import { createOutbound } from "#platform/outbound.ts";
+import { openSignals } from "#queue/open-queues.ts";
+import { datasetIdleMsOf } from "#datasets/idle.ts";
 import { retentionMsOf } from "#rollouts/retention.ts";
 import { startNotifier } from "#workers/notifier/notifier.ts";
 
-import { openBlobs, openShared, runRole } from "../context.ts";
+import { openBlobs, openSharedDatabase, runRole } from "../context.ts";
 
 export function addNotifier(program: Command): void {
   program
@@ -21,18 +23,21 @@ export function addNotifier(program: Command): void {
     .action(() =>
       runRole("notifier", async (config, log, parts) => {
         const models = await loadManifests(config.MODELS_DIR);
-        const { db, queues } = await openShared("notifier", config, log, parts);
+        const { db, url } = await openSharedDatabase("notifier", config, log, parts);
+        const signals = await openSignals({ redis_url: config.REDIS_URL, database_url: url, log });
+        parts.push(["signals", signals]);
         const registry = createRegistry("notifier");
         if (config.PUBLIC_URL === undefined) {
           log.warn("PUBLIC_URL is not set: webhooks bring links to videos only where the blob store signs them");
         }
         const notifier = await startNotifier({
           db,
-          signals: queues.signals,
+          signals,
           blobs: await openBlobs(config),
           models,
           publicUrl: config.PUBLIC_URL ?? null,
           retentionMs: retentionMsOf(config),
+          datasetIdleMs: datasetIdleMsOf(config),
           outbound: createOutbound({ allowPrivate: config.OUTBOUND_PRIVATE === "on" }),
           clock: systemClock,
           random: randomBytes,

@@ -4,10 +4,9 @@ import type { Command } from "commander";
 import { mils, usdText } from "#contract/mils.ts";
 
 import { type Page, RolloutPage, RolloutReply } from "../api/replies.ts";
-import { ApiProblem } from "../api/problem.ts";
 import { type Bar, createBars } from "../bars.ts";
 import { type CustomerOptions, endsUsageErrors, openCustomer, parseCount, withCustomer } from "../customer-options.ts";
-import { EXIT } from "../exit-codes.ts";
+import { eachId } from "../each-id.ts";
 import { inParallel } from "../in-parallel.ts";
 import { interruptible } from "../interrupt.ts";
 import { timeText } from "../output.ts";
@@ -147,18 +146,12 @@ async function wait(ids: string[], options: CustomerOptions): Promise<void> {
 
 async function cancel(ids: string[], options: CustomerOptions): Promise<void> {
   const { api, out } = await openCustomer(options);
-  for (const id of new Set(ids)) {
-    try {
-      // A second cancellation is answered as the first was, so the call can be repeated.
-      const rollout = await api.post(`${pathOf(id)}/cancel`, RolloutReply, { repeatable: true });
-      out.line(rollout);
-      if (!out.json) out.say(`${id} ${rollout.status}`);
-    } catch (error) {
-      if (!(error instanceof ApiProblem) || error.status === null) throw error;
-      process.stderr.write(`${id}: ${error.message}\n`);
-      process.exitCode = ids.length === 1 ? EXIT.error : EXIT.someFailed;
-    }
-  }
+  await eachId(ids, async (id) => {
+    // A second cancellation is answered as the first was, so the call can be repeated.
+    const rollout = await api.post(`${pathOf(id)}/cancel`, RolloutReply, { repeatable: true });
+    out.line(rollout);
+    if (!out.json) out.say(`${id} ${rollout.status}`);
+  });
 }
 
 async function save(id: string, options: CustomerOptions & { out?: string }): Promise<void> {

@@ -7,6 +7,7 @@ import { createStripe } from "#billing/stripe.ts";
 import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
+import { datasetIdleMsOf } from "#datasets/idle.ts";
 import { retentionMsOf } from "#rollouts/retention.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
 
@@ -27,6 +28,7 @@ export function addScheduler(program: Command): void {
           models: await loadManifests(config.MODELS_DIR),
           liveWorkers: () => null,
           retentionMs: retentionMsOf(config),
+          datasetIdleMs: datasetIdleMsOf(config),
           holder: `${hostname()} ${process.pid}`,
           clock: systemClock,
           log,

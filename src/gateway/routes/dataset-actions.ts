@@ -46,13 +46,13 @@ const MEDIA_TYPE_OF = {
 
 export function addDatasetActionRoutes(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
-  const { db, clock, keyed, publicUrl, queues, models, retentionMs } = parts;
+  const { db, clock, keyed, publicUrl, queues, models, retentionMs, idleMs, quotas } = parts;
   const links = createRowVideoLinks(parts.videoSecret);
 
   /** The state it leads to is committed; a runner that sleeps is woken. */
   async function answer(request: FastifyRequest, dataset: Dataset): Promise<DatasetEnvelope> {
     await queues.signals.publish({ kind: "dataset" });
-    const around = { retentionMs, publicUrl: publicUrl(request), nowMs: clock.now() };
+    const around = { retentionMs, idleMs, publicUrl: publicUrl(request), nowMs: clock.now() };
     return datasetEnvelope(dataset, await datasetContext(db, dataset, around));
   }
 
@@ -70,7 +70,8 @@ export function addDatasetActionRoutes(bare: FastifyInstance, parts: RouteParts)
     {
       name: "retry",
       summary: "Run the rows again that failed, expired or were cancelled",
-      act: (id: DatasetId, owner: Owner) => retryByOwner(db, id, owner, new Date(clock.now() - retentionMs)),
+      act: (id: DatasetId, owner: Owner) =>
+        retryByOwner(db, id, owner, new Date(clock.now() - retentionMs), quotas.datasets),
     },
   ];
   for (const { name, summary, act } of actions) {

@@ -64,7 +64,8 @@ type Sent = { readonly kind: "new"; readonly dataset: Dataset } | { readonly kin
 export function addDatasetCreateRoute(app: FastifyInstance, parts: RouteParts): void {
   const { db, blobs, models, baseModel, config, random, clock, queues, keyed, publicUrl, payable, background } = parts;
   const slots = createUploadSlots();
-  const receiver = { sql: db, blobs, reads: createSlots(INPUT_READS_AT_ONCE) };
+  const quotas = parts.quotas.datasets;
+  const receiver = { db, blobs, quotas, reads: createSlots(INPUT_READS_AT_ONCE) };
   const allowPrivateUrls = config.OUTBOUND_PRIVATE === "on";
 
   app.post(
@@ -105,6 +106,7 @@ export function addDatasetCreateRoute(app: FastifyInstance, parts: RouteParts): 
   async function envelope(request: FastifyRequest, dataset: Dataset): Promise<DatasetEnvelope> {
     const around = {
       retentionMs: parts.retentionMs,
+      idleMs: parts.idleMs,
       publicUrl: publicUrl(request),
       nowMs: clock.now(),
       problemsMax: DATASET_PROBLEMS_LISTED,
@@ -126,7 +128,7 @@ export function addDatasetCreateRoute(app: FastifyInstance, parts: RouteParts): 
         if (earlier) return compare(earlier, form, model);
         await payable.check(request);
         const dataset = newDataset(request, params, model, key);
-        const earlierNow = await beginDataset(db, dataset);
+        const earlierNow = await beginDataset(db, dataset, quotas);
         if (earlierNow) return compare(earlierNow, form, model);
         begun = dataset.id;
         stopBeating = keepReceiving(db, dataset.id);

@@ -63,7 +63,7 @@ const RowsQuery = Type.Object({
 
 export function addDatasetRoutes(bare: FastifyInstance, parts: RouteParts): void {
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
-  const { db, keyed, clock, draining, publicUrl, retentionMs } = parts;
+  const { db, keyed, clock, draining, publicUrl, retentionMs, idleMs } = parts;
   const links = createRowVideoLinks(parts.videoSecret);
 
   addDatasetCreateRoute(bare, parts);
@@ -76,7 +76,7 @@ export function addDatasetRoutes(bare: FastifyInstance, parts: RouteParts): void
   }
 
   async function envelope(request: FastifyRequest, dataset: Dataset): Promise<DatasetEnvelope> {
-    const around = { retentionMs, publicUrl: publicUrl(request), nowMs: clock.now() };
+    const around = { retentionMs, idleMs, publicUrl: publicUrl(request), nowMs: clock.now() };
     return datasetEnvelope(dataset, await datasetContext(db, dataset, around));
   }
 

@@ -15,7 +15,10 @@ const Percentiles = Type.Object(
     p99: Type.Union([Type.Number(), Type.Null()]),
     count: Type.Integer(),
   },
-  { description: "Over the last 24 hours, of the latest 10,000; null when nothing finished in them." },
+  {
+    description:
+      "Of what somebody waited for (not async, no datasets), over the last 24 hours, the latest 10,000; null when there was nothing.",
+  },
 );
 
 const ModelStatusBody = Type.Object({

@@ -1,18 +1,22 @@
-/** `/v1/webhooks/deliveries`: what was sent where, what came back, and once more. */
+/** `/v1/webhooks/deliveries`: what was sent where, what came back, and once more. And a delivery to try a webhook with. */
 import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
 import type { FastifyInstance } from "fastify";
 import { type Static, Type } from "typebox";
 
+import { epochS } from "#contract/epoch.ts";
 import { ApiError } from "#contract/errors.ts";
 import { parseDatasetId, parseDeliveryId, parseEndpointId, parseRolloutId } from "#contract/ids.ts";
 import { LIST_PAGE_DEFAULT, LIST_PAGE_MAX } from "#contract/limits.ts";
 import { DELIVERY_STATES, type DeliveryState } from "#contract/webhooks.ts";
 import { Nullable } from "#contract/nullable.ts";
+import { findEndpoint } from "#webhooks/endpoints.ts";
 import { attemptsOf, type Delivery, findDelivery, listDeliveries, resendDelivery } from "#webhooks/log.ts";
+import { tellTest } from "#webhooks/outbox.ts";
 
 import { knownParameters } from "../input/known-fields.ts";
 import { identityOf } from "../plugins/keys.ts";
 import type { RouteParts } from "../route-parts.ts";
+import { webhookNotFound } from "./webhooks.ts";
 
 const Time = Nullable(Type.Integer({ description: "Epoch seconds." }));
 const State = Type.Unsafe<DeliveryState>(Type.Union(DELIVERY_STATES.map((state) => Type.Literal(state))));
@@ -25,12 +29,16 @@ const WebhookDelivery = Type.Object({
   object: Type.Literal("webhook_delivery"),
   endpoint: Nullable(Type.String({ description: "Null: to a `webhook_url`." })),
   url: Type.String(),
-  event: Type.String({ examples: ["rollout.succeeded"] }),
+  event: Type.String({ examples: ["rollout.succeeded"], description: "`webhook.test`: it was asked for." }),
   rollout: Nullable(Type.String()),
   dataset: Nullable(Type.String()),
   state: State,
   reason: Nullable(Type.String({ description: "Why it failed.", examples: ["given up after 10 attempts"] })),
   attempts: Type.Integer({ description: "Begun so far." }),
+  last_status: Nullable(
+    Type.Integer({ description: "What the receiver answered to the last attempt that has ended." }),
+  ),
+  last_error: Nullable(Type.String({ description: "Why there was no answer to it." })),
   sending: Type.Boolean({ description: "Whether it is being sent right now." }),
   next_attempt_at: Nullable(
     Type.Integer({ description: "Epoch seconds; null while it is being sent, and at the end." }),
@@ -59,8 +67,6 @@ const Query = Type.Object({
   after: Type.Optional(Type.String({ description: "`next` of an earlier answer: what comes after it." })),
 });
 
-const epochS = (time: Date | null): number | null => (time === null ? null : Math.floor(time.getTime() / 1000));
-
 function bodyOf(delivery: Delivery): Static<typeof WebhookDelivery> {
   return {
     id: delivery.id,
@@ -73,9 +79,11 @@ function bodyOf(delivery: Delivery): Static<typeof WebhookDelivery> {
     state: delivery.state,
     reason: delivery.reason,
     attempts: delivery.attempts,
+    last_status: delivery.last_status,
+    last_error: delivery.last_error,
     sending: delivery.sending,
     next_attempt_at: delivery.state === "pending" && !delivery.sending ? epochS(delivery.next_attempt_at) : null,
-    created: Math.floor(delivery.created_at.getTime() / 1000),
+    created: epochS(delivery.created_at),
     finished: epochS(delivery.finished_at),
   };
 }
@@ -96,6 +104,35 @@ export function addWebhookDeliveryRoutes(bare: FastifyInstance, { db, keyed }: R
   const app = bare.withTypeProvider<TypeBoxTypeProvider>();
   const onRequest = [...keyed];
   const tags = ["webhooks"];
+
+  app.post(
+    "/v1/webhooks/:id/test",
+    {
+      onRequest,
+      schema: {
+        summary: "Send `webhook.test` to it now, to see whether it works",
+        description:
+          "Signed as everything that it gets, whatever its `events` are, and sent once: `GET /v1/webhooks/deliveries/{id}` has the answer. " +
+          "A disabled one is sent nothing (409), and no answer to a test disables one.",
+        tags,
+        params: Params,
+        response: { 202: WebhookDelivery },
+      },
+    },
+    async (request, reply) => {
+      const { customer_id } = identityOf(request);
+      const id = parseEndpointId(request.params.id);
+      const queued = id && (await tellTest(db, id, customer_id));
+      const delivery = queued && (await findDelivery(db, queued, customer_id));
+      if (delivery) return reply.code(202).send(bodyOf(delivery));
+      const endpoint = id && (await findEndpoint(db, id, customer_id));
+      if (!endpoint) throw webhookNotFound();
+      throw new ApiError(
+        "wrong_state",
+        `this webhook is disabled (${endpoint.disabled_reason}): PATCH /v1/webhooks/{id} {"enabled": true} first`,
+      );
+    },
+  );
 
   app.get(
     "/v1/webhooks/deliveries",

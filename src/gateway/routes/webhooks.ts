@@ -3,6 +3,7 @@ import type { TypeBoxTypeProvider } from "@fastify/type-provider-typebox";
 import type { FastifyInstance } from "fastify";
 import { type Static, Type } from "typebox";
 
+import { epochS } from "#contract/epoch.ts";
 import { ApiError } from "#contract/errors.ts";
 import { type CustomerId, parseEndpointId } from "#contract/ids.ts";
 import { WEBHOOK_ENDPOINTS_MAX, WEBHOOK_URL_CHARS_MAX } from "#contract/limits.ts";
@@ -19,6 +20,7 @@ import {
   findEndpoint,
   rotateEndpoint,
 } from "#webhooks/endpoints.ts";
+import { SubscribedEvent, WebhookEnvelope, webhookEnvelope } from "#webhooks/envelope.ts";
 import { type Generation, previousSignsUntil, secretText, type Signer, webhookRoot } from "#webhooks/secrets.ts";
 
 import { knownFields } from "../input/known-fields.ts";
@@ -28,31 +30,14 @@ import { SMALL_BODY_BYTES_MAX } from "./keys.ts";
 
 const DESCRIPTION_CHARS_MAX = 200;
 
-const Time = Nullable(Type.Integer({ description: "Epoch seconds." }));
-const Event = Type.Unsafe<WebhookEvent>(Type.Union(WEBHOOK_EVENTS.map((event) => Type.Literal(event))));
 const Url = Type.String({ maxLength: WEBHOOK_URL_CHARS_MAX, examples: ["https://example.com/hooks/dream"] });
-const Events = Type.Array(Event, { minItems: 1, description: "Absent: all that there are." });
+const Events = Type.Array(SubscribedEvent, { minItems: 1, description: "Absent: all that there are." });
 /** Not a union of two schemas, in which null would be taken for an empty text before the second one is tried. */
 const Description = Type.Unsafe<string | null>({
   type: ["string", "null"],
   maxLength: DESCRIPTION_CHARS_MAX,
   pattern: "^[^\\u0000]*$", // which PostgreSQL does not store
 });
-
-const Webhook = Type.Object(
-  {
-    id: Type.String({ examples: ["endpoint_0123456789abcdef0123456789abcdef"] }),
-    object: Type.Literal("webhook"),
-    url: Type.String(),
-    events: Type.Array(Event),
-    description: Nullable(Type.String()),
-    enabled: Type.Boolean(),
-    disabled_at: Time,
-    disabled_reason: Nullable(Type.String({ examples: ["its receiver answered 410 Gone"] })),
-    created: Type.Integer({ description: "Epoch seconds." }),
-  },
-  { description: "A webhook" },
-);
 
 const Secret = Type.Object({
   object: Type.Literal("webhook_secret"),
@@ -77,27 +62,11 @@ const WebhookChange = Type.Object(
 );
 const Params = Type.Object({ id: Type.String() });
 
-const epochS = (time: Date | null): number | null => (time === null ? null : Math.floor(time.getTime() / 1000));
-
-function bodyOf(endpoint: Endpoint): Static<typeof Webhook> {
-  return {
-    id: endpoint.id,
-    object: "webhook",
-    url: endpoint.url,
-    events: [...endpoint.events],
-    description: endpoint.description,
-    enabled: endpoint.disabled_at === null,
-    disabled_at: epochS(endpoint.disabled_at),
-    disabled_reason: endpoint.disabled_reason,
-    created: Math.floor(endpoint.created_at.getTime() / 1000),
-  };
-}
-
 /** In the order of the contract, and each once. */
 const inOrder = (events: readonly WebhookEvent[]): WebhookEvent[] =>
   WEBHOOK_EVENTS.filter((event) => events.includes(event));
 
-const notFound = (): ApiError =>
+export const webhookNotFound = (): ApiError =>
   new ApiError("webhook_not_found", "no such webhook of yours; expected endpoint_ and 32 hexadecimal digits");
 
 export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void {
@@ -110,7 +79,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
   async function own(id: string, customerId: CustomerId): Promise<Endpoint> {
     const parsed = parseEndpointId(id);
     const endpoint = parsed && (await findEndpoint(db, parsed, customerId));
-    if (!endpoint) throw notFound();
+    if (!endpoint) throw webhookNotFound();
     return endpoint;
   }
 
@@ -135,7 +104,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
         description: `The answer has the secret that signs. At most ${WEBHOOK_ENDPOINTS_MAX} a customer (409). How to verify: docs/webhooks.md.`,
         tags,
         body: NewWebhook,
-        response: { 201: Type.Object({ ...Webhook.properties, secret: Type.String() }) },
+        response: { 201: Type.Object({ ...WebhookEnvelope.properties, secret: Type.String() }) },
       },
     },
     async (request, reply) => {
@@ -148,7 +117,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
       return reply
         .code(201)
         .header("Cache-Control", "no-store")
-        .send({ ...bodyOf(endpoint), secret });
+        .send({ ...webhookEnvelope(endpoint), secret });
     },
   );
 
@@ -159,12 +128,12 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
       schema: {
         summary: "Your webhooks, oldest first",
         tags,
-        response: { 200: Type.Object({ object: Type.Literal("list"), data: Type.Array(Webhook) }) },
+        response: { 200: Type.Object({ object: Type.Literal("list"), data: Type.Array(WebhookEnvelope) }) },
       },
     },
     async (request) => {
       const endpoints = await endpointsOf(db, identityOf(request).customer_id);
-      return { object: "list" as const, data: endpoints.map(bodyOf) };
+      return { object: "list" as const, data: endpoints.map(webhookEnvelope) };
     },
   );
 
@@ -204,8 +173,8 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
 
   app.get(
     "/v1/webhooks/:id",
-    { onRequest, schema: { summary: "A webhook of yours", tags, params: Params, response: { 200: Webhook } } },
-    async (request) => bodyOf(await own(request.params.id, identityOf(request).customer_id)),
+    { onRequest, schema: { summary: "A webhook of yours", tags, params: Params, response: { 200: WebhookEnvelope } } },
+    async (request) => webhookEnvelope(await own(request.params.id, identityOf(request).customer_id)),
   );
 
   app.patch(
@@ -219,7 +188,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
         tags,
         params: Params,
         body: WebhookChange,
-        response: { 200: Webhook },
+        response: { 200: WebhookEnvelope },
       },
     },
     async (request) => {
@@ -229,8 +198,8 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
       const id = parseEndpointId(request.params.id);
       const wanted = events === undefined ? change : { ...change, events: inOrder(events) };
       const changed = id && (await changeEndpoint(db, id, customer_id, wanted));
-      if (!changed) throw notFound();
-      return bodyOf(changed);
+      if (!changed) throw webhookNotFound();
+      return webhookEnvelope(changed);
     },
   );
 
@@ -249,7 +218,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
     },
     async (request) => {
       const id = parseEndpointId(request.params.id);
-      if (!id || !(await deleteEndpoint(db, id, identityOf(request).customer_id))) throw notFound();
+      if (!id || !(await deleteEndpoint(db, id, identityOf(request).customer_id))) throw webhookNotFound();
       return { id, object: "webhook" as const, deleted: true as const };
     },
   );
@@ -281,7 +250,7 @@ export function addWebhookRoutes(bare: FastifyInstance, parts: RouteParts): void
       const id = parseEndpointId(request.params.id);
       const now = new Date(clock.now());
       const rotated = id && (await rotateEndpoint(db, id, identityOf(request).customer_id, now));
-      if (!rotated) throw notFound();
+      if (!rotated) throw webhookNotFound();
       reply.header("Cache-Control", "no-store");
       return secretOfEndpoint(rotated);
     },

@@ -35,6 +35,8 @@ interface Row {
   readonly refunded: bigint;
   readonly delivered: bigint;
   readonly latest_succeeded: boolean;
+  /** Nothing of it was refunded. */
+  readonly latest_paid_whole: boolean;
 }
 
 const NOTHING: Readonly<Sums> = {
@@ -92,6 +94,9 @@ function* auditRow(id: string, row: Row): Generator<string> {
     yield `${at}: says ${row.charged_mils} mils charged and ${row.refunded_mils} refunded, its rollouts ${row.charged} and ${row.refunded}`;
   }
   if (row.state === "succeeded" && !row.latest_succeeded) yield `${at}: succeeded, and its rollout did not`;
+  if (row.latest_paid_whole && row.state !== "succeeded" && row.state !== "running") {
+    yield `${at}: is ${row.state}, and its rollout succeeded and was paid for`;
+  }
 }
 
 function datasets(tx: Sql, { customer }: AuditScope): AsyncGenerator<Dataset> {
@@ -120,7 +125,9 @@ function rowsOf(tx: Sql, { id, customer_id }: Dataset): AsyncGenerator<Row> {
                  coalesce(sum(charge_mils) FILTER (WHERE NOT runs), 0)::bigint AS charged,
                  coalesce(sum(refunded_mils) FILTER (WHERE NOT runs), 0)::bigint AS refunded,
                  coalesce(sum(frames_delivered) FILTER (WHERE NOT runs), 0)::bigint AS delivered,
-                 coalesce(bool_or(status = 'succeeded' AND t = d.try), false) AS latest_succeeded
+                 coalesce(bool_or(status = 'succeeded' AND t = d.try), false) AS latest_succeeded,
+                 coalesce(bool_or(status = 'succeeded' AND t = d.try AND charge_mils > 0 AND refunded_mils = 0), false)
+                   AS latest_paid_whole
             FROM generate_series(1, d.try) t,
                  LATERAL (SELECT t = d.try AND d.state = 'running' AS runs, o.*
                             FROM rollouts o WHERE o.id = ${idOfTry("t")} LIMIT 1) tries

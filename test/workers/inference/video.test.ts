@@ -1,8 +1,8 @@
 /** What ffmpeg makes of raw frames, and what becomes of an encoding when ffmpeg does not play along. */
 import { execFile } from "node:child_process";
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import { promisify } from "node:util";
 
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -10,7 +10,6 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { createSlots } from "#platform/slots.ts";
 import { startEncoding, VideoError, type VideoOptions } from "#workers/inference/video/encode.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
-import { createWorkDir } from "#workers/inference/video/work-dir.ts";
 
 import { eventually } from "./support/eventually.ts";
 
@@ -158,35 +157,6 @@ test("no more processes run than there are slots; the others keep their frames u
   for (const video of videos) for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
   await Promise.all(videos.map((video) => video.finish()));
   expect((await decode(join(dir, "three.mp4"))).length).toBe(FRAMES * FRAME_BYTES);
-});
-
-test("a new worker clears away what killed ones left, once it is a day old", async () => {
-  const parent = join(dir, "parent");
-  await mkdir(parent);
-  const left = await createWorkDir(parent);
-  await writeFile(join(left, "half.mp4"), "…");
-  const young = await createWorkDir(parent);
-  expect((await readdir(parent)).toSorted()).toEqual([left, young].map((path) => basename(path)).toSorted());
-  const next = await createWorkDir(parent, Date.now() + 25 * 3_600_000);
-  expect(await readdir(parent)).toEqual([basename(next)]);
-});
-
-test("a folder that cannot be cleared away, another user's for example, keeps nobody from working", async () => {
-  const shared = await mkdtemp(join(tmpdir(), "dream-engine-test-shared-"));
-  await chmod(shared, 0o1777);
-  const left = await createWorkDir(shared);
-  await writeFile(join(left, "half.mp4"), "…");
-  await chmod(left, 0o500);
-  const rootId = process.geteuid?.();
-  if (rootId === 0) process.seteuid?.(65_534); // root may do everything; nobody may not
-  try {
-    const next = await createWorkDir(shared, Date.now() + 25 * 3_600_000);
-    expect((await readdir(shared)).toSorted()).toEqual([left, next].map((path) => basename(path)).toSorted());
-  } finally {
-    if (rootId === 0) process.seteuid?.(0);
-    await chmod(left, 0o700);
-    await rm(shared, { recursive: true, force: true });
-  }
 });
 
 test("finding ffmpeg names the path that cannot be used", async () => {
