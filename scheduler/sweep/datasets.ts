@@ -1,6 +1,7 @@
 /**
- * Datasets: files whose time is over, those that stopped coming in, and those whose owner does not come back. Every blob of a dataset is below its id, and its
- * row is there before the first of them and never goes, so there are no others to look for.
+ * Datasets: files whose time is over, those that stopped coming in, and those whose owner does not come back. Every blob
+ * of a dataset is below its id, and its row is there before the first of them and never goes, so there are no others to
+ * look for.
  */
 import { datasetPrefixes } from "#contract/jobs.ts";
 import { cancelIdle } from "#datasets/idle.ts";

@@ -1,10 +1,21 @@
 /** Lists that come in pages. */
-import { InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 
 import type { Page } from "./api/replies.ts";
+import { parseCount } from "./customer-options.ts";
 import { type Output, tableText } from "./output.ts";
 
 const PAGE_MAX = 200;
+const LISTED_DEFAULT = 20;
+
+export interface PagingOptions {
+  readonly limit: number;
+  readonly all?: true;
+}
+
+export function withPaging(command: Command, listedByDefault = LISTED_DEFAULT): Command {
+  return command.option("--limit <n>", "how many", parseCount, listedByDefault).option("--all", "every one");
+}
 
 export type ReadPage<T> = (after: string | number | undefined, limit: number) => Promise<Page<T>>;
 
@@ -26,14 +37,15 @@ export async function listAll<T>(
   out: Output,
   list: {
     readonly page: ReadPage<T>;
-    readonly most: number;
+    readonly wanted: PagingOptions;
     readonly heading: readonly string[];
     readonly cells: (item: T) => string[];
     readonly pageMax?: number;
   },
 ): Promise<void> {
   let isFirst = true;
-  for await (const items of eachOf(list.page, list.most, list.pageMax)) {
+  const most = list.wanted.all ? Infinity : list.wanted.limit;
+  for await (const items of eachOf(list.page, most, list.pageMax)) {
     for (const item of items) out.line(item);
     if (out.json) continue;
     out.say(tableText([...(isFirst ? [list.heading] : []), ...items.map(list.cells)]));

@@ -1,7 +1,8 @@
 /**
- * The only way a rollout ends (take-back.ts changes one end afterwards): terminal state, refund of what was not delivered, the release of its idempotency key where
- * it was called off, and who is to be told of it, in one statement. The settlement worker, cancellation and the sweep all call this, as
- * often as they like: the first one settles. Row locks in the order rollout → account → idempotency key.
+ * The only way a rollout ends (take-back.ts changes one end afterwards): terminal state, refund of what was not delivered,
+ * the release of its idempotency key where it was called off, and who is to be told of it, in one statement. The settlement
+ * worker, cancellation and the sweep all call this, as often as they like: the first one settles. Row locks in the order
+ * rollout → account → idempotency key.
  */
 import type { RolloutId } from "#contract/ids.ts";
 import type { Outcome } from "#contract/jobs.ts";

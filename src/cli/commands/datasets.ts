@@ -19,7 +19,7 @@ import { downloadDataset } from "../datasets/download.ts";
 import { badRowsText, datasetText, isAtRest, stateText } from "../datasets/show.ts";
 import { watch, type WatchOptions } from "../datasets/watch.ts";
 import { timeText } from "../output.ts";
-import { listAll } from "../paging.ts";
+import { listAll, type PagingOptions, withPaging } from "../paging.ts";
 import { userPath } from "../user-path.ts";
 
 interface HowToWatch {
@@ -43,7 +43,6 @@ interface CreateOptions extends CustomerOptions, HowToWatch {
   readonly watch?: true;
 }
 
-const LISTED_DEFAULT = 20;
 const ROWS_DEFAULT = 100;
 const PARALLEL_DEFAULT = 8;
 const PARALLEL_MAX = 64;
@@ -52,7 +51,7 @@ export function addDatasets(program: Command): void {
   const datasets = endsUsageErrors(program.command("datasets")).description(
     "many rollouts as one, through the HTTP API",
   );
-  withCustomer(
+  withWatching(
     datasets
       .command("create <source>")
       .description("from a manifest (.jsonl), an archive (zip, tar, tar.gz) or a folder of <id>.png and <id>.npy")
@@ -68,29 +67,18 @@ export function addDatasets(program: Command): void {
       .option("--webhook-url <url>", "is told of its end")
       .option("--metadata <json>", "an object that goes with it", parseObject)
       .option("--idempotency-key <key>", "the same key gives the same dataset; default: a new one")
-      .option("--watch", "then watch it, with what follows as of datasets watch")
-      .option("--through-pauses", "go on when it pauses")
-      .option("--contact-sheet <png>", "where the image of some rollouts goes; default <id>.png")
-      .option("--no-contact-sheet", "make none"),
-    { waits: true },
+      .option("--watch", "then watch it, with what follows as of datasets watch"),
   ).action(create);
   withCustomer(
-    datasets
-      .command("list")
-      .description("newest first")
-      .option("--state <state>", "running, paused, completed …")
-      .option("--limit <n>", "how many", parseCount, LISTED_DEFAULT)
-      .option("--all", "every one"),
+    withPaging(
+      datasets.command("list").description("newest first").option("--state <state>", "running, paused, completed …"),
+    ),
   ).action(list);
   withCustomer(datasets.command("show <id>").description("one dataset and its first bad rows")).action(show);
-  withCustomer(
+  withWatching(
     datasets
       .command("watch <id>")
-      .description("a live table until it has ended or pauses; Ctrl-C stops the watching alone")
-      .option("--through-pauses", "go on when it pauses")
-      .option("--contact-sheet <png>", "where the image of some rollouts goes; default <id>.png")
-      .option("--no-contact-sheet", "make none"),
-    { waits: true },
+      .description("a live table until it has ended or pauses; Ctrl-C stops the watching alone"),
   ).action(watchCommand);
   for (const [name, what] of [
     ["pause", "start no further rows; what runs ends"],
@@ -106,12 +94,13 @@ export function addDatasets(program: Command): void {
       .option("--budget <usd>", "a new budget for the whole dataset", parseUsd),
   ).action(actOn("resume"));
   withCustomer(
-    datasets
-      .command("rows <id>")
-      .description("its rows in order")
-      .option("--state <state>", "invalid, pending, running, succeeded, failed, cancelled or expired")
-      .option("--limit <n>", "how many", parseCount, ROWS_DEFAULT)
-      .option("--all", "every one"),
+    withPaging(
+      datasets
+        .command("rows <id>")
+        .description("its rows in order")
+        .option("--state <state>", "invalid, pending, running, succeeded, failed, cancelled or expired"),
+      ROWS_DEFAULT,
+    ),
   ).action(rows);
   withCustomer(
     datasets
@@ -121,6 +110,16 @@ export function addDatasets(program: Command): void {
       .option("--parallel <n>", `videos at once, up to ${PARALLEL_MAX}`, parseParallel, PARALLEL_DEFAULT),
     { waits: true },
   ).action(download);
+}
+
+function withWatching(command: Command): Command {
+  return withCustomer(
+    command
+      .option("--through-pauses", "go on when it pauses")
+      .option("--contact-sheet <png>", "where the image of some rollouts goes; default <id>.png")
+      .option("--no-contact-sheet", "make none"),
+    { waits: true },
+  );
 }
 
 async function create(source: string, options: CreateOptions): Promise<void> {
@@ -149,12 +148,12 @@ async function create(source: string, options: CreateOptions): Promise<void> {
   else customer.out.document(dataset);
 }
 
-async function list(options: CustomerOptions & { state?: string; limit: number; all?: true }): Promise<void> {
+async function list(options: CustomerOptions & PagingOptions & { state?: string }): Promise<void> {
   const { api, out } = await openCustomer(options);
   await listAll<DatasetReply>(out, {
     page: (after, limit): Promise<Page<DatasetReply>> =>
       api.get("/v1/datasets", DatasetPage, { query: { after, limit, state: options.state } }),
-    most: options.all ? Infinity : options.limit,
+    wanted: options,
     heading: ["DATASET", "CREATED (UTC)", "STATE", "ROWS", "DONE", "SPENT", "NAME"],
     cells: ({ id, created, state, pause_reason, rows: { total }, progress, cost, name }) => [
       id,
@@ -204,15 +203,12 @@ function actOn(action: "pause" | "resume" | "cancel" | "retry") {
   };
 }
 
-async function rows(
-  id: string,
-  options: CustomerOptions & { state?: string; limit: number; all?: true },
-): Promise<void> {
+async function rows(id: string, options: CustomerOptions & PagingOptions & { state?: string }): Promise<void> {
   const { api, out } = await openCustomer(options);
   await listAll<RowReply>(out, {
     page: (after, limit): Promise<Page<RowReply>> =>
       api.get(`${pathOf(id)}/rows`, RowPage, { query: { after, limit, state: options.state } }),
-    most: options.all ? Infinity : options.limit,
+    wanted: options,
     pageMax: DATASET_ROWS_PAGE_MAX,
     heading: ["LINE", "ROW", "STATE", "FRAMES", "COST", "WHY"],
     cells: ({ n, id: rowId, state, frames, charged_mils, refunded_mils, error }) => [

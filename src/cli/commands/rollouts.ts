@@ -5,43 +5,40 @@ import { mils, usdText } from "#contract/mils.ts";
 
 import { type Page, RolloutPage, RolloutReply } from "../api/replies.ts";
 import { type Bar, createBars } from "../bars.ts";
-import { type CustomerOptions, endsUsageErrors, openCustomer, parseCount, withCustomer } from "../customer-options.ts";
+import { type CustomerOptions, endsUsageErrors, openCustomer, withCustomer } from "../customer-options.ts";
 import { eachId } from "../each-id.ts";
 import { inParallel } from "../in-parallel.ts";
 import { interruptible } from "../interrupt.ts";
 import { timeText } from "../output.ts";
-import { listAll, parseTime } from "../paging.ts";
+import { listAll, type PagingOptions, parseTime, withPaging } from "../paging.ts";
 import { errorText, saveVideos } from "../rollouts/save.ts";
 import { exitCodeOf, isDone, stateText, untilDone } from "../rollouts/wait.ts";
 import { userPath } from "../user-path.ts";
 
-interface ListOptions extends CustomerOptions {
+interface ListOptions extends CustomerOptions, PagingOptions {
   readonly status?: string;
   readonly model?: string;
   readonly dataset?: string;
   readonly createdAfter?: number;
   readonly createdBefore?: number;
-  readonly limit: number;
-  readonly all?: true;
 }
 
-const LISTED_DEFAULT = 20;
 /** Long polls at once; further ids wait for a place. */
 const WAITED_AT_ONCE = 32;
 
 export function addRollouts(program: Command): void {
   const rollouts = endsUsageErrors(program.command("rollouts")).description("your rollouts, through the HTTP API");
   withCustomer(
-    rollouts
-      .command("list")
-      .description("newest first; rows of a dataset with --dataset only")
-      .option("--status <status>", "queued, running, succeeded, failed, cancelled or expired")
-      .option("--model <slug>")
-      .option("--dataset <id>", "the rollouts of its rows")
-      .option("--created-after <time>", "2026-11-22 or 2026-11-22T18:00Z", parseTime)
-      .option("--created-before <time>", "the same", parseTime)
-      .option("--limit <n>", "how many", parseCount, LISTED_DEFAULT)
-      .option("--all", "every one"),
+    withPaging(
+      rollouts
+        .command("list")
+        .description("newest first; rows of a dataset with --dataset only")
+        .option("--status <status>", "queued, running, succeeded, failed, cancelled or expired")
+        .option("--model <slug>")
+        .option("--dataset <id>", "the rollouts of its rows")
+        .option("--created-after <time>", "2026-11-22 or 2026-11-22T18:00Z", parseTime)
+        .option("--created-before <time>", "the same", parseTime),
+    ),
   ).action(list);
   withCustomer(rollouts.command("get <id>").description("one rollout")).action(get);
   withCustomer(
@@ -75,7 +72,7 @@ async function list(options: ListOptions): Promise<void> {
   const page = (after: string | number | undefined, limit: number): Promise<Page<RolloutReply>> =>
     api.get("/v1/rollouts", RolloutPage, { query: { ...query, after, limit } });
   const heading = ["ROLLOUT", "CREATED (UTC)", "MODEL", "STATUS", "FRAMES", "COST"];
-  await listAll(out, { page, most: options.all ? Infinity : options.limit, heading, cells });
+  await listAll(out, { page, wanted: options, heading, cells });
 }
 
 const cells = (rollout: RolloutReply): string[] => [

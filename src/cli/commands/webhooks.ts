@@ -18,7 +18,7 @@ import { eachId } from "../each-id.ts";
 import { EXIT } from "../exit-codes.ts";
 import { interruptible } from "../interrupt.ts";
 import { tableText, timeText } from "../output.ts";
-import { listAll } from "../paging.ts";
+import { listAll, type PagingOptions, withPaging } from "../paging.ts";
 import {
   answerText,
   DELIVERY_HEADING,
@@ -35,16 +35,13 @@ interface CreateOptions extends CustomerOptions {
   readonly description?: string;
 }
 
-interface DeliveriesOptions extends CustomerOptions {
+interface DeliveriesOptions extends CustomerOptions, PagingOptions {
   readonly webhook?: string;
   readonly rollout?: string;
   readonly dataset?: string;
   readonly state?: string;
-  readonly limit: number;
-  readonly all?: true;
 }
 
-const LISTED_DEFAULT = 20;
 /** A receiver has 15 s to answer, and a notifier looks every second. */
 const TEST_WAIT_S = 20;
 
@@ -67,15 +64,15 @@ export function addWebhooks(program: Command): void {
       .option("--wait <seconds>", "for the answer", parseCount, TEST_WAIT_S),
   ).action(test);
   withCustomer(
-    webhooks
-      .command("deliveries [id]")
-      .description("what was sent in the last 30 days, newest first; of one delivery, every attempt")
-      .option("--webhook <id>", "to that one")
-      .option("--rollout <id>", "about that one")
-      .option("--dataset <id>", "about that one")
-      .option("--state <state>", "pending, delivered or failed")
-      .option("--limit <n>", "how many", parseCount, LISTED_DEFAULT)
-      .option("--all", "every one"),
+    withPaging(
+      webhooks
+        .command("deliveries [id]")
+        .description("what was sent in the last 30 days, newest first; of one delivery, every attempt")
+        .option("--webhook <id>", "to that one")
+        .option("--rollout <id>", "about that one")
+        .option("--dataset <id>", "about that one")
+        .option("--state <state>", "pending, delivered or failed"),
+    ),
   ).action(deliveries);
   withCustomer(
     webhooks
@@ -135,8 +132,7 @@ async function deliveries(id: string | undefined, options: DeliveriesOptions): P
   const { webhook: endpoint, rollout, dataset, state } = options;
   const page = (after: string | number | undefined, limit: number): Promise<Page<DeliveryReply>> =>
     api.get("/v1/webhooks/deliveries", DeliveryPage, { query: { endpoint, rollout, dataset, state, after, limit } });
-  const most = options.all ? Infinity : options.limit;
-  await listAll(out, { page, most, heading: DELIVERY_HEADING, cells: deliveryCells });
+  await listAll(out, { page, wanted: options, heading: DELIVERY_HEADING, cells: deliveryCells });
 }
 
 async function resend(ids: string[], options: CustomerOptions): Promise<void> {

@@ -14,12 +14,9 @@ import { checkRowVideoLink } from "#datasets/row-video-links.ts";
 
 import type { RouteParts } from "../route-parts.ts";
 import { sendVideo } from "./send-video.ts";
+import { signedVideo } from "./signed-video.ts";
 
-const Link = Type.Object({
-  row: Type.Integer({ minimum: 1 }),
-  expires: Type.Integer({ minimum: 0, description: "Epoch seconds." }),
-  signature: Type.String({ maxLength: 200 }),
-});
+const WHICH = { row: Type.Integer({ minimum: 1 }) };
 
 export function addDatasetVideoRoute(bare: FastifyInstance, parts: RouteParts): void {
   const { db, blobs, clock, videoSecret } = parts;
@@ -27,23 +24,11 @@ export function addDatasetVideoRoute(bare: FastifyInstance, parts: RouteParts): 
 
   app.get(
     "/v1/datasets/:id/video",
-    {
-      config: { answers: { 200: "video/mp4", 206: "video/mp4" } },
-      schema: {
-        summary: "The video of a row, by its signed link",
-        description: "302 with a link to the blob store, where it signs links; follow it.",
-        tags: ["datasets"],
-        security: [],
-        params: Type.Object({ id: Type.String() }),
-        querystring: Link,
-      },
-      // Its path without what signs it, or with something else: nobody is told more of a link that is not ours.
-      schemaErrorFormatter: () =>
-        new ApiError(
-          "video_url_invalid",
-          "expected a signed link with row, expires and signature; use video_url exactly as it was returned",
-        ),
-    },
+    signedVideo(WHICH, {
+      summary: "The video of a row, by its signed link",
+      description: "302 with a link to the blob store, where it signs links; follow it.",
+      tags: ["datasets"],
+    }),
     async (request, reply) => {
       const dataset_id = parseDatasetId(request.params.id);
       if (!dataset_id) throw new ApiError("dataset_not_found", "no such dataset");

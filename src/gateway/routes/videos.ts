@@ -10,12 +10,9 @@ import { checkVideoLink } from "#rollouts/signed-url.ts";
 
 import type { RouteParts } from "../route-parts.ts";
 import { sendVideo } from "./send-video.ts";
+import { signedVideo } from "./signed-video.ts";
 
-const Link = Type.Object({
-  candidate: Type.Integer({ minimum: 0 }),
-  expires: Type.Integer({ minimum: 0, description: "Epoch seconds." }),
-  signature: Type.String({ maxLength: 200 }),
-});
+const WHICH = { candidate: Type.Integer({ minimum: 0 }) };
 
 export function addVideoRoute(bare: FastifyInstance, parts: RouteParts): void {
   const { db, clock, videoSecret } = parts;
@@ -23,22 +20,7 @@ export function addVideoRoute(bare: FastifyInstance, parts: RouteParts): void {
 
   app.get(
     "/v1/rollouts/:id/video",
-    {
-      config: { answers: { 200: "video/mp4", 206: "video/mp4" } },
-      schema: {
-        summary: "The video of a signed link",
-        tags: ["predict"],
-        security: [],
-        params: Type.Object({ id: Type.String() }),
-        querystring: Link,
-      },
-      // Its path without what signs it, or with something else: nobody is told more of a link that is not ours.
-      schemaErrorFormatter: () =>
-        new ApiError(
-          "video_url_invalid",
-          "expected a signed link with candidate, expires and signature; use video_url exactly as it was returned",
-        ),
-    },
+    signedVideo(WHICH, { summary: "The video of a signed link", tags: ["predict"] }),
     async (request, reply) => {
       const rollout_id = parseRolloutId(request.params.id);
       if (!rollout_id) throw new ApiError("rollout_not_found", "no such rollout");

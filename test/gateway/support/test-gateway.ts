@@ -22,6 +22,7 @@ import type { QueueSystem } from "#queue/job-queue.ts";
 import { createPostgresQueues } from "#queue/postgres.ts";
 import { createTestDatabase, silentLog, type TestDatabase } from "#test/support/postgres.ts";
 
+import { GATEWAY_CONFIG } from "./gateway-config.ts";
 import { ARM, PUSHER } from "./models.ts";
 import { type ScriptedWorker, startScriptedWorker } from "./scripted-worker.ts";
 
@@ -60,25 +61,7 @@ export async function startTestGateway(
   const bundles = [ARM, PUSHER];
   const pools: Record<string, PoolState> = {};
   const options: GatewayOptions = {
-    config: {
-      AUTH: "on",
-      PUBLIC_URL: undefined,
-      DEFAULT_MODEL: undefined,
-      OPERATOR_TOKEN: undefined,
-      SIGNUP: "off",
-      TRUSTED_PROXIES: undefined,
-      STRIPE_SECRET_KEY: undefined,
-      STRIPE_WEBHOOK_SECRET: undefined,
-      STRIPE_API_BASE: undefined,
-      OUTBOUND_PRIVATE: "off",
-      RETENTION_DAYS: 30,
-      DATASETS_UNFINISHED_MAX: 100,
-      DATASET_ROWS_UNFINISHED_MAX: 1_000_000,
-      DATASET_IDLE_DAYS: 30,
-      UPLOADS_MAX: 10_000,
-      UPLOADS_GB_MAX: 20,
-      ...config,
-    },
+    config: { ...GATEWAY_CONFIG, ...config },
     db: wrapDb(database.as("gateway")),
     queues,
     blobs,
