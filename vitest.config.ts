@@ -6,8 +6,9 @@ export default defineConfig({
     globalSetup: ["test/support/global-setup.ts"],
     // .ci/run counts from the JSON report.
     reporters: ["default", ["json", { outputFile: "test-output/vitest.json" }]],
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    // Ends what hangs; what has to be quick says so itself. A busy machine is many times slower than a quiet one.
+    testTimeout: 90_000,
+    hookTimeout: 120_000,
     // Two cores: more test processes at once only make every bound in the tests tighter.
     maxWorkers: 2,
   },

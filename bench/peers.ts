@@ -47,6 +47,7 @@ import { writeReport } from "./peers/report.ts";
 import { framesOf, readWorkload } from "./peers/requests.ts";
 import { expectVideo } from "./peers/same-video.ts";
 import { INTRA_OP_THREADS, PEERS, type Running, type Setting, startOurs, startPeer } from "./peers/systems.ts";
+import { numbersOf } from "./settings.ts";
 
 const SHORT = process.env["BENCH"] === "short";
 const [ROUNDS = 1] = numbersOf("ROUNDS", SHORT ? [1] : [3]);
@@ -219,15 +220,6 @@ function describeWorkload({ workload, cores }: Setting, { callers }: Pace) {
     window_s: WINDOW_S,
     load_average_before: LOAD_AVERAGE_BEFORE.toFixed(2),
   };
-}
-
-/** A comma-separated list of numbers from the environment. */
-function numbersOf(name: string, fallback: readonly number[]): readonly number[] {
-  const text = process.env[name];
-  const numbers = text === undefined ? fallback : text.split(",").map(Number);
-  if (!numbers.every((number) => number >= 0))
-    throw new Error(`${name}: expected numbers, got ${JSON.stringify(text)}`);
-  return numbers;
 }
 
 async function versionsOf(python: string): Promise<Readonly<Record<string, string>>> {

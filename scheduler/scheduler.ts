@@ -36,6 +36,8 @@ export interface SchedulerOptions {
   readonly models: readonly Manifest[];
   /** Live workers of a model, or null when this process does not know (they are another deployment). */
   readonly liveWorkers: (model: string) => number | null;
+  /** Scored rollouts that a customer may have dispatched at once, of all models together. */
+  readonly scoredAtOnceMax: number;
   /** How long inputs and videos are kept after the end of their rollout, and uploads after they came. */
   readonly retentionMs: number;
   /** How long a dataset may wait for its owner. */

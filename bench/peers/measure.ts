@@ -6,8 +6,6 @@ import type { Running, Tuning } from "./systems.ts";
 const TUNED_AT = 0.7;
 /** A waiting time may cost so much of the best throughput, if it answers earlier. */
 const THROUGHPUT_TOLERANCE = 0.03;
-/** For each process: BentoML's dispatcher learns from its first eleven batches, one to three requests each. */
-const WARM_REQUESTS = 16;
 
 export interface Pace {
   /** Seconds of a measurement. */
@@ -120,7 +118,7 @@ async function warmed(running: Running, processes: number): Promise<Send> {
   const send = async (): Promise<void> => {
     await running.dream(number++);
   };
-  let left = WARM_REQUESTS * processes;
+  let left = running.warmRequests * processes;
   const warm = async (): Promise<void> => {
     while (left-- > 0) await send();
   };

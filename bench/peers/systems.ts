@@ -24,7 +24,12 @@ const KILL_TIMEOUT_MS = 5_000;
 /** onnxruntime's threads for one operator, in every system: what workers/inference/engine/onnx.ts uses. */
 export const INTRA_OP_THREADS = 1;
 
+/** Graphs are warm after the first, connections after the second. */
+const WARM_REQUESTS = 2;
+
 export interface Running {
+  /** Answers of each of its processes until it is as fast as it will be. */
+  readonly warmRequests: number;
   /** The mp4 of the request of this number. */
   dream(number: number): Promise<Buffer>;
   stop(): Promise<void>;
@@ -47,6 +52,7 @@ export interface Tuning {
 
 interface Peer {
   readonly name: string;
+  readonly warmRequests: number;
   readonly waits: boolean;
   readonly command: (port: number) => readonly string[];
   readonly request: (body: Record<string, unknown>) => HttpRequest;
@@ -56,6 +62,7 @@ interface Peer {
 export const PEERS: readonly Peer[] = [
   {
     name: "LitServe",
+    warmRequests: WARM_REQUESTS,
     waits: true,
     command: () => ["-m", "bench.peers.serve_litserve"],
     request: (body) => jsonRequest("/predict", body),
@@ -63,6 +70,7 @@ export const PEERS: readonly Peer[] = [
   },
   {
     name: "Ray Serve",
+    warmRequests: WARM_REQUESTS,
     waits: true,
     command: () => ["-m", "bench.peers.serve_ray"],
     request: (body) => jsonRequest("/predict", body),
@@ -70,6 +78,7 @@ export const PEERS: readonly Peer[] = [
   },
   {
     name: "BentoML",
+    warmRequests: 16, // its dispatcher learns from its first eleven batches, one to three requests each
     waits: false,
     command: (port) => ["-m", "bentoml", "serve", "bench.peers.serve_bentoml:Rollouts", "--port", String(port)],
     request: (body) => jsonRequest("/predict", { rollouts: [body] }),
@@ -113,7 +122,7 @@ export async function startPeer(peer: Peer, tuning: Tuning, setting: Setting): P
     await stop();
     throw new Error(`${peer.name} does not answer; its log ends with:\n${tail}`, { cause: error });
   }
-  return { dream, stop };
+  return { warmRequests: peer.warmRequests, dream, stop };
 }
 
 /** `dream-engine serve` as it ships: money, mp4, the queue on Redis, a worker a core. */
@@ -134,6 +143,7 @@ export async function startOurs(optimisations: string | null, setting: Setting):
     return { redis, system };
   });
   const running = {
+    warmRequests: WARM_REQUESTS,
     dream: async (number: number) => post(system.url, await formRequestOf(workload, number, system.apiKey)),
     async stop() {
       await system.stop();

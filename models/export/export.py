@@ -1,6 +1,6 @@
 """Write a bundle: the graphs of docs/model-bundle.md as ONNX (opset 18, weights inside) and model.json.
 
-    python -m models.export.export --workdir RUNS --bundle models/pusht-small
+    python -m models.export.export --workdir RUNS --bundle models/pusht-small [--precision mixed]
 
 Fails if a graph differs from the whole torch model, if the fused projections differ from the separate ones, or
 if a sample's result depends on the batch it is in (`parity.py`).
@@ -19,6 +19,7 @@ from models.export.graphs import (AdvanceGraph, BodyGraph, HeadGraph, TailGraph,
                                   example_inputs, fuse)
 from models.export.manifest import write_manifest
 from models.export.parity import check_parity
+from models.export.precision import PRECISIONS, check_seed, make_mixed
 from models.training import reference
 
 OPSET = 18
@@ -46,6 +47,7 @@ def graphs_of(model: reference.Model) -> dict[str, nn.Module]:
         "timestep": TimestepGraph(fused),
         "denoiser_head": HeadGraph(fused),
         "denoiser_body": BodyGraph(fused),
+        "denoiser_body_unfused": BodyGraph(model.dynamics.eval()),
         "denoiser_tail": TailGraph(fused),
         "advance": AdvanceGraph(),
         "decoder": Named(model.decoder, ("block_latents",), ("frames",)),
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("models/training/runs"))
     parser.add_argument("--bundle", type=Path, default=Path("models/pusht-small"))
     parser.add_argument("--commit", default="", help="the commit whose code made the weights")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="mixed: for accelerators (precision.py)")
     args = parser.parse_args()
     model = reference.load(args.workdir)
     args.bundle.mkdir(parents=True, exist_ok=True)
@@ -100,6 +103,8 @@ def main() -> None:
         tensors.update(zip(module.OUTPUTS, outputs, strict=True))
         print(f"{name}: {(args.bundle / f'{name}.onnx').stat().st_size} bytes", flush=True)
     check_parity(model, args.bundle, list(graphs))
+    if args.precision == "mixed":
+        make_mixed(args.bundle, list(graphs), example_inputs(EXAMPLE_BATCH, check_seed()))
     write_manifest(args.bundle, list(graphs), sum(p.numel() for p in model.dynamics.parameters()), args.commit)
 
 

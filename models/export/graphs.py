@@ -1,7 +1,8 @@
 """The bundle's graphs: what docs/model-bundle.md names, cut out of the torch models.
 
 Each class is one graph; `INPUTS`/`OUTPUTS` are the tensors' names. The self-attention's three projections are
-fused into one matrix here; the reference pipeline keeps them apart, so parity checks the fusion too.
+fused into one matrix here, but for the base spec's body; the reference pipeline keeps them apart, so parity checks
+the fusion too.
 """
 
 from __future__ import annotations

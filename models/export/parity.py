@@ -15,16 +15,20 @@ from models.training.graph_runner import GraphRunner
 
 #: Largest difference allowed of float outputs (float32 rounding through four blocks), and of 8-bit pixels.
 TOLERANCE, PIXEL_TOLERANCE = 2e-4, 1
+#: The body of the base spec: not on the served path.
+UNFUSED = "denoiser_body_unfused"
 
 
 def check_parity(model: reference.Model, bundle: Path, graphs: list[str], batch: int = 8) -> None:
-    runner = GraphRunner(bundle, graphs)
+    runner = GraphRunner(bundle, [name for name in graphs if name != UNFUSED])
     tensors = example_inputs(batch, torch.Generator().manual_seed(1))
     whole = whole_model(model, tensors)
     split = runner.run_all({k: v.numpy() for k, v in tensors.items() if k not in ("denoised", "block_latents")},
                            extra={"denoised": tensors["denoised"].numpy()})
     for name, wanted in whole.items():
         compare(f"{name}: graphs against whole model", split[name], wanted)
+    unfused = GraphRunner(bundle, [UNFUSED]).run(UNFUSED, split)["tokens_out"]
+    compare("tokens_out: one matrix for query, key and value against three", split["tokens_out"], unfused)
     for sample in range(batch):
         alone = runner.run_all({k: v[sample: sample + 1].numpy() for k, v in tensors.items()
                                 if k not in ("denoised", "block_latents")},

@@ -14,8 +14,9 @@ from models.training.dynamics import ACTION_OFFSET, ACTION_SCALE
 from models.training.text import MAX_TOKENS
 
 DEFAULT_NUM_STEPS = 10
-#: What a rollout with every optimisation must reach against the same one without any (see `teacache.py` for what is reached).
-GATE = {"psnr_min": 35.0, "ssim_min": 0.97, "lpips_max": 0.05}
+#: What a rollout with every optimisation must reach against the same one without any: between a TeaCache as `teacache.py` fits it
+#: and one that skips whatever it may (docs/quality.md has both).
+GATE = {"psnr_min": 37.0, "ssim_min": 0.98, "lpips_max": 0.04}
 CATALOGUE = {
     "name": "DreamDojo Scaled",
     "provider": "dream-engine",

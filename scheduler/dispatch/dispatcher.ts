@@ -11,7 +11,15 @@ import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
-import { markDispatched, predictJobOf, readBacklog, readCalledOff, readInFlight } from "#rollouts/dispatch.ts";
+import {
+  markDispatched,
+  predictJobOf,
+  type Queued,
+  readBacklog,
+  readCalledOff,
+  readInFlight,
+  readScoredBacklog,
+} from "#rollouts/dispatch.ts";
 import { withdraw } from "#rollouts/withdraw.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { predictQueue } from "#queue/queues.ts";
@@ -36,6 +44,8 @@ export interface DispatcherOptions {
   readonly epoch: bigint;
   /** Live workers of a model, or null when this process does not know (they are another deployment). */
   readonly liveWorkers: (model: string) => number | null;
+  /** Scored rollouts that a customer may have dispatched at once, of all models together. */
+  readonly scoredAtOnceMax: number;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: SchedulerMetrics;
@@ -64,7 +74,7 @@ export async function startDispatcher(options: DispatcherOptions): Promise<Servi
 async function dispatchModel(manifest: Manifest, options: DispatcherOptions, signal: AbortSignal): Promise<void> {
   const { db, queues, epoch, clock, metrics } = options;
   const model = manifest.slug;
-  const backlog = await Promise.all(LANES.map((lane) => readBacklog(db, model, lane, BACKLOG_ROWS_MAX)));
+  const backlog = await Promise.all(LANES.map((lane) => readLane(model, lane, options)));
   metrics.backlog.set({ model }, backlog.flat().length);
   if (backlog.flat().length === 0) return;
 
@@ -89,6 +99,16 @@ async function dispatchModel(manifest: Manifest, options: DispatcherOptions, sig
     dispatched.map(({ id }) => id),
   );
   for (const rollout of calledOff) await withdraw(options, rollout);
+}
+
+/** What of the backlog may go now, oldest first; scored rollouts are in the bulk lane. */
+async function readLane(model: string, lane: Lane, { db, scoredAtOnceMax }: DispatcherOptions): Promise<Queued[]> {
+  const plain = readBacklog(db, model, lane, BACKLOG_ROWS_MAX);
+  if (lane === "realtime") return plain;
+  const scored = readScoredBacklog(db, model, scoredAtOnceMax, BACKLOG_ROWS_MAX);
+  const rows = (await Promise.all([plain, scored])).flat();
+  // Stable: where two came in the same millisecond, each part keeps the order that the database gave it.
+  return rows.sort((a, b) => a.created_at.getTime() - b.created_at.getTime());
 }
 
 /** Samples of one lane that the workers can hold at once: a worker has room for as many of either. */

@@ -123,6 +123,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     liveWorkers: (model) => (config.WORKERS === 0 ? null : fleet.liveWorkers(model)),
     retentionMs: retentionMsOf(config),
     datasetIdleMs: datasetIdleMsOf(config),
+    scoredAtOnceMax: config.SCORED_AT_ONCE_MAX,
     holder: `serve ${process.pid}`,
     clock,
     log: schedulerLog,

@@ -30,7 +30,7 @@ const AWS_VARIABLES = [
 export function workerEnv(config: Config, model: string, queueDatabaseUrl: string | null): Record<string, string> {
   const blobUrl = blobUrlOf(config);
   return {
-    ...inherited("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"),
+    ...inherited("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
     MODEL: model,
     ...(config.REDIS_URL === undefined ? {} : { REDIS_URL: config.REDIS_URL }),
     ...(config.REDIS_URL === undefined && queueDatabaseUrl !== null ? { DATABASE_URL: queueDatabaseUrl } : {}),
@@ -40,7 +40,7 @@ export function workerEnv(config: Config, model: string, queueDatabaseUrl: strin
     ORT_PROVIDERS: config.ORT_PROVIDERS.join(","),
     ...(config.FFMPEG_PATH === undefined ? {} : { FFMPEG_PATH: config.FFMPEG_PATH }),
     LOG_LEVEL: config.LOG_LEVEL,
-    ...inherited("ENGINE_RUN_TIMEOUT_MS", "ENGINE_OPTIMISATIONS"),
+    ...inherited("ENGINE_RUN_TIMEOUT_MS", "ENGINE_OPTIMISATIONS", "ORT_THREADS", "ORT_DEVICE"),
   };
 }
 

@@ -24,6 +24,8 @@ export const PredictJob = Type.Object(
     k: Type.Integer({ minimum: 1, maximum: 32 }),
     actions_per_candidate: Type.Integer({ minimum: 1, maximum: 240 }),
     params: SamplingParams,
+    /** The video is compared with one of the base spec, too; absent: it is not. Of one candidate, in the bulk lane. */
+    scored: Type.Optional(Type.Literal(true)),
     debited_mils: MilsText,
     /** Epoch ms after which nobody waits any more; the worker gives up by itself. */
     deadline_ms: Type.Integer({ minimum: 0 }),
@@ -53,6 +55,19 @@ export const Timings = Type.Object(
 );
 export type Timings = Static<typeof Timings>;
 
+/** How close a rollout's video is to that of the base spec (docs/quality.md): means over the generated frames. */
+export const RolloutScore = Type.Object(
+  {
+    /** At most 100, which identical videos have. */
+    psnr_db: Type.Number({ minimum: 0, maximum: 100 }),
+    ssim: Type.Number({ minimum: -1, maximum: 1 }),
+    /** 0 for identical videos. */
+    lpips: Type.Number({ minimum: 0 }),
+  },
+  { additionalProperties: false },
+);
+export type RolloutScore = Static<typeof RolloutScore>;
+
 /** `result.json` beside the videos, and the body of a succeeded outcome. */
 export const RolloutResult = Type.Object(
   {
@@ -61,6 +76,8 @@ export const RolloutResult = Type.Object(
     /** Frames in all videos together: k · (actions_per_candidate + 1). */
     frames: Type.Integer({ minimum: 1 }),
     timings: Timings,
+    /** Of a scored rollout. */
+    score: Type.Optional(RolloutScore),
   },
   { additionalProperties: false },
 );

@@ -7,6 +7,8 @@ export const NUM_STEPS_MAX = 100;
 export const GUIDANCE_MIN = 0;
 export const GUIDANCE_MAX = 20;
 export const PROMPT_BYTES_MAX = 512;
+/** LPIPS takes no smaller frames (models/lpips/lpips-alex.json). */
+export const SCORED_SIDE_MIN = 64;
 export const FRAME_PIXELS_MAX = 64_000_000;
 export const IDEMPOTENCY_KEY_CHARS_MAX = 255;
 export const TRANSACTIONS_PAGE_MAX = 200;

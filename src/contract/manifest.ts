@@ -106,6 +106,8 @@ export const Manifest = Type.Object({
   engine: Type.Object({
     /** Rows of a forward at most, and live samples of a lane; warm-up finds how many of them fit the machine. */
     max_batch_samples: Dim,
+    /** Memory of an accelerator that has to be free for its graphs and one sample; looked at when a worker starts on one. */
+    device_memory_mib: Type.Optional(Dim),
     /** Expected seconds from process start to ready, for the scaler's first decisions. */
     cold_start_s: Type.Number({ minimum: 0 }),
     optimisations: Type.Object({

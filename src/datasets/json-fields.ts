@@ -13,6 +13,7 @@ export function parseFields(text: string, known: readonly string[], where: strin
   const fields: Record<string, unknown> = {};
   for (const [name, field] of Object.entries(value)) {
     if (!known.includes(name)) {
+      if (name === "score") throw notScored(where);
       throw new ApiError("invalid_input", `${where}unknown field ${shown(name)}; expected ${known.join(", ")}`);
     }
     if (field !== null) fields[name] = field;
@@ -20,6 +21,12 @@ export function parseFields(text: string, known: readonly string[], where: strin
   if (typeof fields["seed"] === "number") fields["seed"] = seedDigits(text, where);
   return fields;
 }
+
+const notScored = (where: string): ApiError =>
+  new ApiError(
+    "not_supported",
+    `${where}score: rows of a dataset are not scored; POST /v1/rollouts scores one rollout`,
+  );
 
 function parseObject(text: string, where: string): object {
   let value: unknown;

@@ -115,12 +115,20 @@ export async function prepareRows(
       k: 1,
       actions_per_candidate: actions.count,
       params,
-      fingerprint: fingerprintOf({ bundle: model.identity, pixels: frame.pixels, actions: bytes, k: 1, params }),
+      fingerprint: fingerprintOf({
+        bundle: model.identity,
+        pixels: frame.pixels,
+        actions: bytes,
+        k: 1,
+        params,
+        scored: false,
+      }),
       idempotency_key: null,
       waiter_id: null,
       deadline_at: new Date(parts.clock.now() + DATASET_ROW_EXPIRES_MS),
       webhook_url: null,
       dataset: { id: dataset.id, row: n },
+      scored: false,
     };
   }
 

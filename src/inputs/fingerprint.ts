@@ -1,5 +1,5 @@
 /**
- * SHA-256 over everything that decides a rollout's pixels. Equal fingerprints of one customer are the same request:
+ * SHA-256 over everything that decides a rollout's pixels, and whether they are scored. Equal fingerprints of one customer are the same request:
  * this is what an Idempotency-Key is checked against, and how a paid video that did not arrive is found again.
  */
 import { createHash } from "node:crypto";
@@ -16,9 +16,11 @@ export interface FingerprintInput {
   readonly actions: Buffer;
   readonly k: number;
   readonly params: SamplingParams;
+  /** Whether its score is asked for, too: then a rollout without one is not the same. */
+  readonly scored: boolean;
 }
 
-export function fingerprintOf({ bundle, pixels, actions, k, params }: FingerprintInput): Buffer {
+export function fingerprintOf({ bundle, pixels, actions, k, params, scored }: FingerprintInput): Buffer {
   // One array as JSON: unambiguous, whatever a prompt contains.
   const everything = [
     bundle,
@@ -29,6 +31,8 @@ export function fingerprintOf({ bundle, pixels, actions, k, params }: Fingerprin
     params.num_steps,
     params.guidance,
     params.prompt,
+    // Nothing where it is not, as before there were scores: what was paid for then is still found.
+    ...(scored ? ["scored"] : []),
   ];
   return createHash("sha256").update(JSON.stringify(everything)).digest();
 }

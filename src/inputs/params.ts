@@ -11,6 +11,7 @@ import {
   NUM_STEPS_MAX,
   NUM_STEPS_MIN,
   PROMPT_BYTES_MAX,
+  SCORED_SIDE_MIN,
 } from "#contract/limits.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import type { SamplingParams } from "#contract/rollout.ts";
@@ -81,6 +82,23 @@ function numberOf(value: unknown): number {
   return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?$/i.test(value) ? Number(value) : NaN;
 }
 
+/** `score` of a form, whose fields are text: "True" is what some clients make of a truth value. */
+export function scoreOfForm(text: string | undefined): boolean {
+  const value = text?.toLowerCase();
+  if (value === undefined || value === "false") return false;
+  return value === "true" || refuse("score", "true or false", text);
+}
+
+/** Throws ApiError(not_supported) for a model whose frames the metrics cannot take. */
+export function assertScorable({ slug, shapes: { height, width } }: Manifest): void {
+  if (Math.min(height, width) >= SCORED_SIDE_MIN) return;
+  throw new ApiError(
+    "not_supported",
+    `score: frames of ${slug} are ${height} × ${width}, expected at least ${SCORED_SIDE_MIN} pixels a side; ` +
+      "leave it out or send false",
+  );
+}
+
 /** How much of a wrong value a message repeats. */
 const SHOWN_CHARS_MAX = 60;
 
@@ -111,18 +129,24 @@ export type Mode = { readonly kind: "sync" } | { readonly kind: "async"; readonl
 export interface RolloutParams extends RequestedParams {
   readonly model: string | undefined;
   readonly mode: Mode;
+  readonly scored: boolean;
   /** Text; whether it is a URL that may be called is for src/platform/outbound.ts to say. */
   readonly webhook_url: string | null;
 }
 
-/** Reads `params`; refuses by name what a later version will do (scoring), never ignores it. */
+/** Reads `params`; refuses by name what it does not know, never ignores it. */
 export function parseParams(text: string | undefined): RolloutParams {
   const { model, score, mode, expires_in_s, webhook_url, ...sampling } =
     text === undefined ? {} : parseParamsObject(text);
   if (model !== undefined && typeof model !== "string") refuse("params.model", "a model's slug", model);
   if (score !== undefined && typeof score !== "boolean") refuse("params.score", "true or false", score);
-  if (score === true) throw notSupported("params.score", "scoring against the base spec", "leave it out or send false");
-  return { ...sampling, model, mode: modeOf(mode, expires_in_s), webhook_url: webhookUrlOf(webhook_url) };
+  return {
+    ...sampling,
+    model,
+    mode: modeOf(mode, expires_in_s),
+    scored: score === true,
+    webhook_url: webhookUrlOf(webhook_url),
+  };
 }
 
 /** Neither NUL nor a lone surrogate can be stored, and a URL has no need of them. */
@@ -144,9 +168,6 @@ function modeOf(mode: unknown, expires_in_s: unknown): Mode {
   if (typeof expires_in_s === "number" && isWithin) return { kind: "async", expires_in_s };
   return refuse("params.expires_in_s", `an integer from 1 to ${ASYNC_EXPIRES_S_MAX} (seconds)`, expires_in_s);
 }
-
-const notSupported = (field: string, what: string, instead: string): ApiError =>
-  new ApiError("not_supported", `${field}: ${what} is not supported by this server yet; ${instead}`);
 
 function parseParamsObject(text: string): ParamsObject {
   let value: unknown;

@@ -175,6 +175,12 @@ export const SETTINGS = {
     "a number of days from 1 to 3650",
     integer(1, 3_650),
   ),
+  SCORED_AT_ONCE_MAX: setting(
+    "scored rollouts of a customer that are at the workers at once, of all models together",
+    "2",
+    "a number from 1 to 1000",
+    integer(1, 1_000),
+  ),
   UPLOADS_MAX: setting("uploads that a customer may keep", "10000", "a number from 1 to 100000", integer(1, 100_000)),
   UPLOADS_GB_MAX: setting(
     "gigabytes that those may have together",

@@ -12,14 +12,43 @@ import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
 const FIRST_SWEEP_AFTER_MS = 5_000;
 
 /** What of a queued rollout decides whether it goes next. */
-export type Queued = Pick<Rollout, "id" | "k" | "deadline_at">;
+export type Queued = Pick<Rollout, "id" | "k" | "deadline_at" | "created_at">;
 
-/** Queued rollouts of one model in one lane: first come, first served. */
+/** Queued rollouts of one model in one lane: first come, first served. Without scored ones: readScoredBacklog. */
 export function readBacklog(sql: Sql, model: string, lane: Lane, limit: number): Promise<Queued[]> {
   return sql.query<Queued>(
-    `SELECT id, k, deadline_at FROM rollouts WHERE model = $1 AND status = 'queued' AND (lane = 'bulk') = $2
-      ORDER BY created_at, id LIMIT $3`,
+    // Not "=": the planner makes "lane <> 'bulk'" of "= false", which the index does not know, and reads the whole backlog.
+    `SELECT id, k, deadline_at, created_at FROM rollouts
+      WHERE model = $1 AND status = 'queued' AND (lane = 'bulk') BETWEEN $2 AND $2 AND NOT scored
+      ORDER BY (lane = 'bulk'), created_at, id LIMIT $3`,
     [model, lane === "bulk", limit],
+  );
+}
+
+/**
+ * Queued scored rollouts of one model that may go now, oldest first: of each customer as many as bring it to `atOnceMax`
+ * dispatched ones of all models. The others are left alone, and are not looked through: the customers that have some are
+ * found one after the other, each by one look into the index.
+ */
+export function readScoredBacklog(sql: Sql, model: string, atOnceMax: number, limit: number): Promise<Queued[]> {
+  return sql.query<Queued>(
+    `WITH RECURSIVE waiting AS (
+       SELECT min(customer_id) AS customer_id FROM rollouts WHERE model = $1 AND status = 'queued' AND scored
+       UNION ALL
+       SELECT (SELECT min(r.customer_id) FROM rollouts r
+                WHERE r.model = $1 AND r.status = 'queued' AND r.scored AND r.customer_id > w.customer_id)
+         FROM waiting w WHERE w.customer_id IS NOT NULL
+     ),
+     dispatched AS MATERIALIZED (
+       SELECT customer_id, count(*)::int AS n FROM rollouts WHERE status = 'dispatched' AND scored GROUP BY customer_id
+     )
+     SELECT r.id, r.k, r.deadline_at, r.created_at
+       FROM waiting w LEFT JOIN dispatched d USING (customer_id),
+            LATERAL (SELECT * FROM rollouts q
+                      WHERE q.model = $1 AND q.status = 'queued' AND q.scored AND q.customer_id = w.customer_id
+                      ORDER BY q.created_at, q.id LIMIT greatest(0, $2 - coalesce(d.n, 0))) AS r
+      ORDER BY r.created_at, r.id LIMIT $3`,
+    [model, atOnceMax, limit],
   );
 }
 
@@ -82,6 +111,7 @@ export function predictJobOf(rollout: Rollout): PredictJob {
     k: rollout.k,
     actions_per_candidate: rollout.actions_per_candidate,
     params: rollout.params,
+    ...(rollout.scored && { scored: true }),
     debited_mils: String(rollout.charge_mils),
     deadline_ms: rollout.deadline_at.getTime(),
     ...(rollout.start_by && { start_by_ms: rollout.start_by.getTime() }),

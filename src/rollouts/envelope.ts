@@ -60,6 +60,15 @@ export const RolloutEnvelope = Type.Object(
     resolution: Nullable(Type.Array(Type.Integer(), { description: "[height, width]", minItems: 2, maxItems: 2 })),
     batch_size: Type.Integer(),
     engine_wall_ms: Nullable(Type.Number()),
+    psnr_db: Nullable(
+      Type.Number({
+        description:
+          "Of a scored rollout against the base spec, as the next two: means over its generated frames, null otherwise. " +
+          "At most 100, which identical videos have.",
+      }),
+    ),
+    ssim: Nullable(Type.Number({ description: "1 for identical videos." })),
+    lpips: Nullable(Type.Number({ description: "0 for identical videos; higher is more different." })),
     charged_mils: Type.Integer({ description: "What was taken when it was accepted." }),
     refunded_mils: Type.Integer({ description: "What was given back when it ended." }),
     cost_usd: Type.Number(),
@@ -113,6 +122,9 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     resolution: shapes && [shapes.height, shapes.width],
     batch_size: rollout.k,
     engine_wall_ms: rollout.result ? engineWallMs(rollout) : null,
+    psnr_db: rollout.result?.score?.psnr_db ?? null,
+    ssim: rollout.result?.score?.ssim ?? null,
+    lpips: rollout.result?.score?.lpips ?? null,
     charged_mils: Number(rollout.charge_mils),
     refunded_mils: Number(rollout.refunded_mils),
     cost_usd: usdNumber(cost),

@@ -79,16 +79,25 @@ export async function findVideoFiles(sql: Sql, id: RolloutId): Promise<VideoFile
 export async function queuePosition(sql: Sql, { id, model }: Pick<Rollout, "id" | "model">): Promise<number | null> {
   const [row] = await sql.query<{ position: number }>(
     // The row's own time is read here, because a Date has no microseconds.
-    `SELECT count(*)::int AS position
-       FROM (SELECT FROM rollouts
-              WHERE model = $2 AND status = 'queued'
-                AND ((lane = 'bulk'), created_at, id)
-                    <= (SELECT (lane = 'bulk'), created_at, id FROM rollouts WHERE id = $1 AND status = 'queued')
-              ORDER BY (lane = 'bulk'), created_at, id LIMIT $3) AS ahead`,
+    `WITH own AS (SELECT (lane = 'bulk') AS bulk, created_at, id FROM rollouts WHERE id = $1 AND status = 'queued')
+     SELECT least($3, (${countAhead(REALTIME)}) + (${countAhead(BULK)}) + (${countAhead(SCORED)}))::int AS position
+       FROM own`,
     [id, model, QUEUE_POSITION_MAX],
   );
-  return row && row.position > 0 ? row.position : null;
+  return row?.position ?? null;
 }
+
+/** Each reads one part of the index rollouts_backlog, as far as it counts. */
+const countAhead = (which: string): string =>
+  `SELECT count(*) FROM (SELECT FROM rollouts WHERE model = $2 AND status = 'queued' AND ${which} LIMIT $3) AS ahead`;
+
+// BETWEEN for the same reason as in dispatch.ts.
+const REALTIME = `(lane = 'bulk') BETWEEN false AND false AND NOT scored
+  AND (created_at, id) <= (SELECT CASE WHEN bulk THEN 'infinity' ELSE created_at END, id FROM own)`;
+const BULK_BEFORE = `(SELECT bulk FROM own) AND (lane = 'bulk') BETWEEN true AND true
+  AND (created_at, id) <= (SELECT created_at, id FROM own)`;
+const BULK = `NOT scored AND ${BULK_BEFORE}`;
+const SCORED = `scored AND ${BULK_BEFORE}`;
 
 /** Rollouts in the backlog by model; a model without any is absent. */
 export async function countQueued(sql: Sql): Promise<Map<string, number>> {

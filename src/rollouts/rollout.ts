@@ -1,4 +1,4 @@
-/** A rollout, to be and as stored: column by column the `rollouts` table of migrations 0001 and 0003. */
+/** A rollout, to be and as stored: column by column the `rollouts` table of migrations 0001, 0003 and 0004. */
 import type { CustomerId, DatasetId, KeyId, RequestId, RolloutId } from "#contract/ids.ts";
 import type { RolloutResult } from "#contract/jobs.ts";
 import type { Mils } from "#contract/mils.ts";
@@ -40,6 +40,8 @@ export interface Rollout {
   readonly dataset_id: DatasetId | null;
   readonly dataset_row: number | null;
   readonly files_deleted_at: Date | null;
+  /** Its video is compared with one of the base spec; then in the bulk lane, whoever waits. */
+  readonly scored: boolean;
 }
 
 /** What is asked to be taken in. */
@@ -63,6 +65,7 @@ export interface NewRollout {
   readonly deadline_at: Date;
   readonly webhook_url: string | null;
   readonly dataset: { readonly id: DatasetId; readonly row: number } | null;
+  readonly scored: boolean;
 }
 
 /**
@@ -73,4 +76,4 @@ export const ROLLOUT_COLUMNS = `
   id, customer_id, key_id, request_id, route, model, lane, status, attempt, k, actions_per_candidate, frames, params,
   fingerprint, price_mils_per_frame, charge_mils, refunded_mils, frames_delivered, result, error_code, error_message,
   waiter_id, created_at, dispatched_at, finished_at, delivered_at, deadline_at, start_by, webhook_url,
-  dataset_id, dataset_row, files_deleted_at`;
+  dataset_id, dataset_row, files_deleted_at, scored`;

@@ -29,10 +29,10 @@ const ACCEPT = `
     SELECT *
       FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::int[], $9::int[],
                   $10::int[], $11::jsonb[], $12::bytea[], $13::text[], $14::timestamptz[], $15::text[], $16::text[],
-                  $17::text[], $18::text[], $19::int[])
+                  $17::text[], $18::text[], $19::int[], $20::boolean[])
            WITH ORDINALITY
            AS w (id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate, params, fingerprint,
-                 waiter_id, deadline_at, detail, idempotency_key, webhook_url, dataset_id, dataset_row, n)
+                 waiter_id, deadline_at, detail, idempotency_key, webhook_url, dataset_id, dataset_row, scored, n)
      WHERE NOT EXISTS (SELECT FROM idempotency_keys i WHERE i.customer_id = $1 AND i.key = w.idempotency_key)
   ),
   payer AS MATERIALIZED (
@@ -50,10 +50,10 @@ const ACCEPT = `
   accepted AS (
     INSERT INTO rollouts (id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
                           params, fingerprint, price_mils_per_frame, charge_mils, waiter_id, deadline_at,
-                          start_by, webhook_url, dataset_id, dataset_row)
+                          start_by, webhook_url, dataset_id, dataset_row, scored)
     SELECT id, customer_id, key_id, request_id, route, model, lane, k, frames, actions_per_candidate,
            params, fingerprint, price, -amount_mils, waiter_id, deadline_at,
-           CASE WHEN waiter_id IS NULL THEN deadline_at END, webhook_url, dataset_id, dataset_row
+           CASE WHEN waiter_id IS NULL THEN deadline_at END, webhook_url, dataset_id, dataset_row, scored
       FROM linked WHERE posted
   ),
   remembered AS (
@@ -130,6 +130,7 @@ function acceptParams(rs: readonly NewRollout[]): unknown[] {
     column((r) => r.webhook_url),
     column((r) => r.dataset?.id ?? null),
     column((r) => r.dataset?.row ?? null),
+    column((r) => r.scored),
   ];
 }
 
@@ -169,6 +170,7 @@ function outcomeOf(r: NewRollout, row: TriedRow): Tried {
     dataset_id: r.dataset?.id ?? null,
     dataset_row: r.dataset?.row ?? null,
     files_deleted_at: null,
+    scored: r.scored,
   };
   return { kind: "accepted", rollout };
 }

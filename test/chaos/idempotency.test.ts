@@ -64,6 +64,7 @@ beforeAll(async () => {
     liveWorkers: () => 1,
     retentionMs: 86_400_000,
     datasetIdleMs: 30 * 86_400_000,
+    scoredAtOnceMax: 2,
     holder: "test",
     clock: systemClock,
     log: silentLog,

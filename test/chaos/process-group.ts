@@ -57,6 +57,7 @@ export async function startProcessGroup(options: {
         ...options.env,
         ...options.envOf?.(role),
         PATH: process.env["PATH"],
+        NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"],
         PORT: String(options.port),
         WORKERS: "0",
       },

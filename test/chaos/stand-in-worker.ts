@@ -26,6 +26,7 @@ import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
 import { specsOf } from "#workers/inference/engine/optimisations.ts";
 import { createWorkerMetrics } from "#workers/inference/metrics.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
+import { startScorer } from "#workers/inference/score/scorer.ts";
 import { startInferenceWorker } from "#workers/inference/worker.ts";
 
 import { startInstantWorker } from "./instant-worker.ts";
@@ -78,6 +79,7 @@ async function main(model: string, kind: StandInKind): Promise<void> {
     queues,
     blobs,
     engine,
+    scorer: startScorer({ lpipsModel: "models/lpips/lpips-alex.json", log }),
     ffmpegPath: await findFfmpeg(config.FFMPEG_PATH),
     clock: systemClock,
     log,

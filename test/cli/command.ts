@@ -10,7 +10,7 @@ export interface Ran {
 
 const PROGRAM = "src/cli/main.ts";
 
-/** `env` is all the process gets beside PATH and HOME. */
+/** `env` is all the process gets beside PATH, HOME and where Node keeps compiled code. */
 export async function run(args: readonly string[], env: Readonly<Record<string, string>>, cwd = "."): Promise<Ran> {
   const started = start(args, env, cwd);
   const [code] = (await once(started.child, "close")) as [number | null];
@@ -28,7 +28,12 @@ export function start(args: readonly string[], env: Readonly<Record<string, stri
   const [first = ""] = args;
   const argv = first.endsWith(".ts") ? args : [PROGRAM, ...args];
   const child = spawn(process.execPath, argv, {
-    env: { PATH: process.env["PATH"], HOME: process.env["HOME"], ...env },
+    env: {
+      PATH: process.env["PATH"],
+      HOME: process.env["HOME"],
+      NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"],
+      ...env,
+    },
     stdio: ["ignore", "pipe", "pipe"],
     cwd,
   });

@@ -107,6 +107,24 @@ describe("predict", () => {
     }
   });
 
+  test("--score says how close the video is to that of the base spec, here and where the rollout is shown", async () => {
+    const { code, stdout } = await shell.run("predict", ...INPUTS, "--score");
+    const score = "PSNR 41.25 dB, SSIM 0.9875, LPIPS 0.0125";
+    expect({ code, stdout }).toEqual({
+      code: 0,
+      stdout: expect.stringContaining(`49 frames, $0.0245, ${score}, engine `),
+    });
+    const [id = ""] = /rollout_[0-9a-f]{32}/.exec(stdout) ?? [];
+    const [shown, waited, document] = await Promise.all([
+      shell.run("rollouts", "get", id),
+      shell.run("rollouts", "wait", id),
+      shell.json(0, "rollouts", "get", id),
+    ]);
+    expect(shown.stdout).toContain(`Score    ${score}\n`);
+    expect(waited.stdout).toBe(`${id} succeeded, $0.0245, ${score}\n`);
+    expect(document).toMatchObject({ psnr_db: 41.25, ssim: 0.9875, lpips: 0.0125 });
+  });
+
   test("--async prints the id and leaves; the same key submits nothing twice", async () => {
     t.worker.fate = "hang";
     const id = await submit("--idempotency-key", "night-1");

@@ -52,12 +52,13 @@ describe("an empty database", () => {
 });
 
 describe("a database of an older version", () => {
-  const old = { empty: false, missing: ["0002_money_and_keys", "0003_jobs_and_datasets"], unknown: [] };
+  const missing = ["0002_money_and_keys", "0003_jobs_and_datasets", "0004_scored_rollouts"];
+  const old = { empty: false, missing, unknown: [] };
 
   test("is left as it is by a command, which says what brings it up to date, and so by doctor", async () => {
     await goBack();
     await expect(open()).rejects.toThrow(
-      /lacks 0002_money_and_keys, 0003_jobs_and_datasets.*`npm start` of this version .* dream-engine database migrate$/s,
+      /lacks 0002_money_and_keys, 0003_jobs_and_datasets, 0004_scored_rollouts.*`npm start` of this version .* dream-engine database migrate$/s,
     );
     vi.stubEnv("DATABASE_URL", database.url);
     vi.stubEnv("REDIS_URL", undefined);

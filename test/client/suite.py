@@ -125,6 +125,18 @@ def predicts_with_an_envelope():
     assert video.dtype == np.uint8
 
 
+def scores_a_rollout_for_the_same_price():
+    before = balance()
+    request = dict(start_frame=start_frame(), actions=some_actions(1), seed=6)
+    scored = handle.predict(**request, score=True)
+    assert before - balance() == CHARGE_MILS
+    assert abs(scored.cost_usd - CHARGE_MILS / 10_000) < 1e-9
+    assert 15 < scored.psnr_db <= 100 and 0.5 < scored.ssim <= 1 and 0 <= scored.lpips < 0.5, scored
+    plain = handle.predict(**request)
+    assert plain.id != scored.id and plain.psnr_db is None and plain.ssim is None and plain.lpips is None
+    assert np.array_equal(plain.video(), scored.video())
+
+
 def predicts_by_the_older_call():
     before = balance()
     answer = client.predict(frame_bytes=png_bytes(start_frame()), actions_bytes=npy_bytes(some_actions(2)), seed=3)
@@ -618,6 +630,7 @@ CHECKS = [
     gets_a_model_with_its_spec,
     names_an_unknown_model,
     predicts_with_an_envelope,
+    scores_a_rollout_for_the_same_price,
     predicts_by_the_older_call,
     keeps_every_digit_of_a_seed,
     predicts_a_batch_in_order,

@@ -157,6 +157,12 @@ describe("bad rows", () => {
     ["text", "hello", "invalid_input", /^expected a JSON object, got text that is not JSON/],
     ["half a row", '{"id": "x"', "invalid_input", /not JSON/],
     ["an array", "[1]", "invalid_input", /^expected a JSON object, got \[1\]/],
+    [
+      "a score",
+      urlRow({ score: true }),
+      "not_supported",
+      /^score: rows of a dataset are not scored; POST \/v1\/rollouts/,
+    ],
     ["an unknown field", urlRow({ sede: 1 }), "invalid_input", /^unknown field "sede"; expected id, start_frame, /],
     ["no frame", { actions: ACTIONS_URL }, "invalid_input", /^start_frame: expected \{"url": …\} or .*, got none$/],
     [

@@ -58,7 +58,7 @@ describe("npm start on the data that the demo left", () => {
     server = start(["serve"], env);
     url = await baseUrlOf(server);
     const [key, poor, slow] = await Promise.all([
-      mint("robot@example.com", "2.00"),
+      mint("robot@example.com", "2.50"),
       mint("poor@example.com", "0.0003"),
       mint("slow@example.com", "0.0003"),
     ]);

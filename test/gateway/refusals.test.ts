@@ -131,12 +131,23 @@ describe("forms", () => {
     expect(await booksOf(t, key.customer_id)).toEqual(before);
   });
 
+  test("POST /v1/predict/batch is not scored", async () => {
+    const parts = await withPart({ name: "score", body: "true" });
+    const answer = await postForm(t.app, "/v1/predict/batch", key.api_key, parts);
+    expect(answer.statusCode).toBe(422);
+    expect(answer.json()).toMatchObject({
+      detail: "score: a batch is not scored; send its candidates one by one to be scored",
+      error: { code: "not_supported" },
+    });
+    expect(await booksOf(t, key.customer_id)).toEqual(before);
+  });
+
   test.for([
     ["not json", /^params: expected a JSON object/],
-    ['{"score": true}', /^params.score: .* not supported/],
+    ['{"score": 1}', /^params.score: expected true or false, got 1/],
+    ['{"score": true, "model": "arm"}', /^score: frames of arm are 48 × 64, expected at least 64 pixels a side/],
     ['{"mode": "later"}', /^params.mode: expected "sync" or "async"/],
     ['{"mode": "async", "expires_in_s": 0}', /^params.expires_in_s: expected an integer from 1 to 604800/],
-    ['{"mode": "async", "score": true}', /^params.score: .* not supported/],
     ['{"webhook_url": "ftp://example.com"}', /^params.webhook_url: expected a URL such as https:/],
     ['{"webhook_url": "http://127.0.0.1/hook"}', /^params.webhook_url: .* not an address in the public internet/],
     ['{"mode": "async", "webhook_url": "https://10.0.0.8"}', /^params.webhook_url: .* not an address/],

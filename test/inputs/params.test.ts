@@ -1,14 +1,17 @@
+import { readFileSync } from "node:fs";
+
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
 import { bundleIdentity, fingerprintOf } from "#inputs/fingerprint.ts";
-import { parseParams, samplingParams } from "#inputs/params.ts";
+import { assertScorable, parseParams, samplingParams, scoreOfForm } from "#inputs/params.ts";
 
 import { PUSHER } from "#test/gateway/support/models.ts";
 
 const sampled = (requested: Parameters<typeof samplingParams>[0]) => samplingParams(requested, PUSHER);
+const sized = (height: number, width: number) => ({ ...PUSHER, shapes: { ...PUSHER.shapes, height, width } });
 const fromJson = (text: string) => {
-  const { model: _model, mode: _mode, webhook_url: _url, ...requested } = parseParams(text);
+  const { model: _model, mode: _mode, scored: _scored, webhook_url: _url, ...requested } = parseParams(text);
   return sampled(requested);
 };
 
@@ -100,13 +103,40 @@ describe("params", () => {
     expect(() => parseParams('{"__proto__": {"seed": 1}}')).toThrow(/unknown field "__proto__"/);
   });
 
-  test("says what is not supported yet, and takes what says the same as nothing", () => {
-    expect(() => parseParams('{"score": true}')).toThrow(/params.score: scoring .* not supported/);
+  test("takes what says the same as nothing", () => {
     expect(parseParams('{"score": false, "mode": "sync", "webhook_url": null, "model": "arm"}')).toEqual({
       model: "arm",
       mode: { kind: "sync" },
+      scored: false,
       webhook_url: null,
     });
+    expect(parseParams(undefined).scored).toBe(false);
+    expect(parseParams('{"score": null}').scored).toBe(false);
+  });
+
+  test("a score is asked for by a truth value, which forms and their clients spell", () => {
+    expect(parseParams('{"score": true}').scored).toBe(true);
+    for (const wrong of ["1", '"true"', "[]"]) {
+      expect(() => parseParams(`{"score": ${wrong}}`)).toThrow(/^params.score: expected true or false, got /);
+    }
+    for (const yes of ["true", "True", "TRUE"]) expect(scoreOfForm(yes)).toBe(true);
+    for (const no of ["false", "False", undefined]) expect(scoreOfForm(no)).toBe(false);
+    for (const wrong of ["1", "yes", " true", "ttrue"]) {
+      expect(() => scoreOfForm(wrong)).toThrow(/^score: expected true or false, got /);
+    }
+  });
+
+  test("frames are scored from the size on that the LPIPS graph takes", () => {
+    const { side_min } = JSON.parse(readFileSync("models/lpips/lpips-alex.json", "utf8"));
+    expect(() => assertScorable(sized(side_min, side_min))).not.toThrow();
+    for (const [height, width] of [
+      [side_min - 1, 640],
+      [640, side_min - 1],
+    ] as const) {
+      expect(() => assertScorable(sized(height, width))).toThrow(
+        `frames of ${PUSHER.slug} are ${height} × ${width}, expected at least 64 pixels a side`,
+      );
+    }
   });
 
   test("an asynchronous one may say how long it waits for its start", () => {
@@ -150,6 +180,7 @@ test("whatever is in a fingerprint changes it", () => {
     actions: Buffer.from("actions"),
     k: 1,
     params: { seed: "0", num_steps: 4, guidance: 0, prompt: "" },
+    scored: false,
   };
   const others = [
     { ...base, bundle: bundleIdentity({ ...PUSHER, sampler: { ...PUSHER.sampler, shift: 2 } }) },
@@ -160,10 +191,24 @@ test("whatever is in a fingerprint changes it", () => {
     { ...base, params: { ...base.params, num_steps: 5 } },
     { ...base, params: { ...base.params, guidance: 1 } },
     { ...base, params: { ...base.params, prompt: "slow" } },
+    { ...base, params: { ...base.params, prompt: "scored" } },
+    { ...base, scored: true },
   ];
   const hex = [base, ...others].map((input) => fingerprintOf(input).toString("hex"));
   expect(new Set(hex).size).toBe(hex.length);
   expect(fingerprintOf({ ...base, pixels: Buffer.from("pixels") }).toString("hex")).toBe(hex[0]);
+});
+
+test("a rollout that is not scored has the fingerprint that it had before there were scores", () => {
+  const before = fingerprintOf({
+    bundle: "bundle",
+    pixels: Buffer.from("pixels"),
+    actions: Buffer.from("actions"),
+    k: 1,
+    params: { seed: "0", num_steps: 4, guidance: 0, prompt: "" },
+    scored: false,
+  });
+  expect(before.toString("hex")).toBe("dd425cbf1876c6045f4136a756de4a5c64662ade433e7b406cf229af7b231709");
 });
 
 test("catalogue texts do not change a bundle's identity", () => {

@@ -336,7 +336,7 @@ describe.each(["postgres", "redis"] as const)("queue on %s", (backend) => {
   });
 
   // These wait for locks to run out; side by side they wait together.
-  describe.concurrent("when a worker dies, hangs or freezes", { timeout: 80_000 }, () => {
+  describe.concurrent("when a worker dies, hangs or freezes", { timeout: 180_000 }, () => {
     test("a lock is renewed for as long as the job runs", async ({ on }) => {
       let runs = 0;
       const handle = async (): Promise<void> => {

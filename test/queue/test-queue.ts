@@ -57,6 +57,9 @@ export type FromConsumer =
   | { readonly type: "signal"; readonly signal: unknown };
 export type ToConsumer = "finish" | "release" | "stop" | "say whose";
 
+/** No promise, only the end of hope: the tests that run side by side start a dozen of them at once. */
+const START_MS = 60_000;
+
 export interface ConsumerProcess {
   readonly process: ChildProcess;
   /** The next message of this type that has not been taken yet. */
@@ -96,7 +99,7 @@ export async function startConsumerProcess(address: QueueAddress): Promise<Consu
         ({ code }) => code,
       ),
   };
-  await consumer.next("ready");
+  await consumer.next("ready", START_MS);
   return consumer;
 }
 

@@ -9,7 +9,7 @@ import { settle } from "#rollouts/settle.ts";
 import { type DispatcherOptions, startDispatcher } from "#scheduler/dispatch/dispatcher.ts";
 
 import { eventually } from "../queue/test-queue.ts";
-import { accept, cancelled } from "../support/ledger.ts";
+import { accept, cancelled, newCustomer } from "../support/ledger.ts";
 import { silentLog } from "../support/postgres.ts";
 import { type Fixture, MODEL, openFixture } from "./scheduler-fixture.ts";
 
@@ -45,6 +45,7 @@ async function dispatching(options: Partial<DispatcherOptions>, during: () => Pr
     metrics,
     epoch,
     liveWorkers: () => 1,
+    scoredAtOnceMax: 2,
     clock: systemClock,
     log: silentLog,
     ...options,
@@ -115,6 +116,40 @@ test.each([
     await eventually(async () => (await dispatchedOf("realtime")) === target);
     expect(await dispatchedOf("bulk")).toBe(target);
   });
+});
+
+test("a customer's scored rollouts go a few at a time, while others' go on, and none is refused", async () => {
+  const { db } = fixture.database;
+  const other = await newCustomer(db);
+  const scored = { lane: "bulk", scored: true } as const;
+  const mine: RolloutId[] = [];
+  for (let n = 0; n < 20; n++) mine.push((await accept(db, fixture.key, scored)).id);
+  const theirs = [await accept(db, other, { lane: "bulk" }), await accept(db, other, scored)];
+  const plain = await accept(db, fixture.key, { lane: "bulk" });
+  let mostAtOnce = 0;
+  const dispatchedOf = async (ids: readonly RolloutId[]): Promise<RolloutId[]> => {
+    const rows = await db.query<{ id: RolloutId }>(
+      "SELECT id FROM rollouts WHERE status = 'dispatched' AND id = ANY ($1) ORDER BY array_position($1, id)",
+      [ids],
+    );
+    return rows.map(({ id }) => id);
+  };
+  await dispatching({}, async () => {
+    const others = [...theirs, plain].map(({ id }) => id);
+    await eventually(async () => (await dispatchedOf(others)).length === others.length);
+    for (let ended = 0; ended < mine.length; ended++) {
+      const left = Math.min(2, mine.length - ended);
+      const running = await eventually(async () => {
+        const ids = await dispatchedOf(mine);
+        mostAtOnce = Math.max(mostAtOnce, ids.length);
+        return ids.length === left && ids;
+      });
+      expect(running[0]).toBe(mine[ended]);
+      await settle(db, running[0] as RolloutId, null, cancelled);
+      await fixture.queues.signals.publish({ kind: "finished", rollout_id: running[0] as RolloutId });
+    }
+  });
+  expect(mostAtOnce).toBe(2);
 });
 
 test("a leader whose term is over dispatches nothing", async () => {

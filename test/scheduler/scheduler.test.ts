@@ -37,6 +37,7 @@ async function start(holder: string): Promise<{ isLeader(): boolean; stop(): Pro
     liveWorkers: () => 1,
     retentionMs: 24 * 3_600_000,
     datasetIdleMs: 30 * 86_400_000,
+    scoredAtOnceMax: 2,
     holder,
     clock: systemClock,
     log: silentLog,

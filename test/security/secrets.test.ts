@@ -39,6 +39,7 @@ test("no key, secret or password is in a log, an answer, a job or a metric, at t
   const gateway = spawn(process.execPath, ["src/cli/main.ts", "gateway"], {
     env: {
       PATH: process.env["PATH"],
+      NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"],
       PORT: String(port),
       DATABASE_URL: database.url,
       DATA_DIR: folder,

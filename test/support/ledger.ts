@@ -90,6 +90,7 @@ export function newRollout(
     deadline_at: new Date(Date.now() + 60_000),
     webhook_url: null,
     dataset: null,
+    scored: false,
     ...overrides,
   };
 }

@@ -3,7 +3,9 @@
  * it ends, and whoever started it starts another. A parent with an IPC channel is told when it is warm.
  */
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 
+import type { Manifest } from "#contract/manifest.ts";
 import { openBlobs } from "#blobs/open-blobs.ts";
 import { BundleError, loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
@@ -13,9 +15,12 @@ import { createLog, type Log } from "#platform/log.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
 import { openQueues } from "#queue/open-queues.ts";
 
+import { checkDevice, DeviceError } from "./engine/device.ts";
 import { startEngine } from "./engine/engine.ts";
 import { OptimisationMissing } from "./engine/optimisations.ts";
+import { checkProviders, isOnDevice, ProviderMissing } from "./engine/providers.ts";
 import { createWorkerMetrics } from "./metrics.ts";
+import { startScorer } from "./score/scorer.ts";
 import { readWorkerSettings } from "./settings.ts";
 import { findFfmpeg } from "./video/ffmpeg-path.ts";
 import { startInferenceWorker } from "./worker.ts";
@@ -26,10 +31,14 @@ const DRAIN_GRACE_MS = 25_000;
 const FLEET_DRAIN_GRACE_MS = 6_000;
 /** The parent is gone: nobody waits for this process, and its successor should find the jobs soon. */
 const ORPHAN_GRACE_MS = 10_000;
+/** Part of the program, wherever the bundles are. */
+const LPIPS_MODEL = fileURLToPath(new URL("../../models/lpips/lpips-alex.json", import.meta.url));
+/** Errors whose message is all that a person needs. */
+const SENTENCES = [ConfigError, BundleError, ProviderMissing, DeviceError];
 
 async function main(config: Config, log: Log): Promise<number> {
   const told = untilToldToStop();
-  const { model, runTimeoutMs, optimisations } = readWorkerSettings(process.env);
+  const { model, runTimeoutMs, optimisations, threads, device } = readWorkerSettings(process.env);
   if (config.REDIS_URL === undefined && config.DATABASE_URL === undefined) {
     throw new ConfigError("REDIS_URL, DATABASE_URL: expected one of them, got neither: a worker needs a queue");
   }
@@ -39,6 +48,9 @@ async function main(config: Config, log: Log): Promise<number> {
     const slugs = manifests.map(({ slug }) => slug).join(", ");
     throw new BundleError(`MODEL is ${model}, but the bundles in ${config.MODELS_DIR} are: ${slugs}`);
   }
+  const providers = config.ORT_PROVIDERS;
+  checkProviders(providers);
+  if (isOnDevice(providers)) await prepareDevice(device, manifest, log);
   const registry = createRegistry("inference");
   const state = { ready: false };
   const metricsServer = await startMetricsServer({
@@ -51,8 +63,16 @@ async function main(config: Config, log: Log): Promise<number> {
   const ffmpegPath = await findFfmpeg(config.FFMPEG_PATH);
   const blobs = await openBlobs(config, systemClock);
   const bundleDir = join(config.MODELS_DIR, model);
-  const providers = config.ORT_PROVIDERS;
-  const engine = await startEngine({ bundleDir, manifest, providers, runTimeoutMs, optimisations, log });
+  const engine = await startEngine({
+    bundleDir,
+    manifest,
+    providers,
+    device,
+    tuning: threads === undefined ? {} : { threads },
+    runTimeoutMs,
+    optimisations,
+    log,
+  });
 
   const queues = await openQueues({
     redis_url: config.REDIS_URL,
@@ -61,11 +81,13 @@ async function main(config: Config, log: Log): Promise<number> {
     log,
   });
   const metrics = createWorkerMetrics(registry, model, engine);
+  const scorer = startScorer({ lpipsModel: LPIPS_MODEL, log });
   const worker = await startInferenceWorker({
     manifest,
     queues,
     blobs,
     engine,
+    scorer,
     ffmpegPath,
     clock: systemClock,
     log,
@@ -83,6 +105,7 @@ async function main(config: Config, log: Log): Promise<number> {
   await worker.stop(failed ? 0 : end);
   await stopAll(
     [
+      ["scorer", scorer],
       ["queues", queues],
       ["metrics server", metricsServer],
     ],
@@ -91,6 +114,17 @@ async function main(config: Config, log: Log): Promise<number> {
   // Leaving while the thread is inside a graph would abort the process with a core dump; SIGKILL is the clean way out.
   if (!(await engine.stop())) process.kill(process.pid, "SIGKILL");
   return failed ? 1 : 0;
+}
+
+/** Says which device it will be, or why it cannot be, before minutes go into loading a bundle onto it. */
+async function prepareDevice(device: number, manifest: Manifest, log: Log): Promise<void> {
+  // So that nvidia-smi and CUDA mean the same device by the same number. The engine's thread inherits it.
+  const order = (process.env["CUDA_DEVICE_ORDER"] ??= "PCI_BUS_ID");
+  if (order !== "PCI_BUS_ID") throw new ConfigError(`CUDA_DEVICE_ORDER: expected PCI_BUS_ID, got ${order}`);
+  const { CUDA_VISIBLE_DEVICES: visible } = process.env;
+  const found = await checkDevice({ device, visible }, manifest.engine.device_memory_mib);
+  if (found) log.info({ device: found.label, free_mib: found.freeMib, total_mib: found.totalMib }, "device");
+  else log.warn("this is a slice of a device: nobody can say how much memory it has before the first forward");
 }
 
 /** Resolves with the grace for the jobs in hand. */
@@ -113,8 +147,8 @@ function start(): void {
     // What a person can put right is said in a sentence, without a stack.
     if (error instanceof OptimisationMissing)
       log.fatal(`the worker cannot run: ENGINE_OPTIMISATIONS: ${error.message}`);
-    else if (error instanceof ConfigError || error instanceof BundleError)
-      log.fatal(`the worker cannot run: ${error.message}`);
+    else if (SENTENCES.some((type) => error instanceof type))
+      log.fatal(`the worker cannot run: ${(error as Error).message}`);
     else log.fatal({ err: error }, "the worker cannot run");
     return process.exit(1);
   };

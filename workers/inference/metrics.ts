@@ -11,6 +11,10 @@ type JobEnd = "succeeded" | "failed" | "cancelled" | "expired" | "put_back" | "r
 export interface WorkerMetrics {
   jobEnded(end: JobEnd): void;
   timed(timings: Timings): void;
+  /** A scored rollout's base run is through the engine. */
+  baseRun(wallMs: number): void;
+  /** The two videos of a scored rollout were compared. */
+  scored(tookMs: number): void;
 }
 
 /** From a warm rollout of the small model to the longest of a large one. */
@@ -38,6 +42,20 @@ export function createWorkerMetrics(
   const encode = new Histogram({
     name: "dream_inference_encode_seconds",
     help: "From the engine's end of a rollout to its videos being stored",
+    labelNames: ["model"],
+    buckets: SECONDS,
+    registers,
+  });
+  const baseRun = new Histogram({
+    name: "dream_inference_base_run_seconds",
+    help: "First forward to last decoded frame of a scored rollout's run by the base spec",
+    labelNames: ["model"],
+    buckets: SECONDS,
+    registers,
+  });
+  const scoring = new Histogram({
+    name: "dream_inference_scoring_seconds",
+    help: "Comparing the videos of a scored rollout, with its wait for the scoring process",
     labelNames: ["model"],
     buckets: SECONDS,
     registers,
@@ -99,5 +117,7 @@ export function createWorkerMetrics(
       engineWall.observe({ model }, timings.engine_wall_ms / 1000);
       encode.observe({ model }, timings.encode_ms / 1000);
     },
+    baseRun: (wallMs) => baseRun.observe({ model }, wallMs / 1000),
+    scored: (tookMs) => scoring.observe({ model }, tookMs / 1000),
   };
 }

@@ -1,23 +1,28 @@
 /**
  * One attempt at one rollout: inputs → engine → videos → result. Says how it ended; tells nobody. Only the engine is waited
  * for in turn: while others have it this one's inputs are fetched, and its videos are finished and stored while the next
- * have it.
+ * have it. A scored rollout runs twice in its turn, as it is served and then by the base spec, and ends with its score.
  */
 import { randomUUID } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 
 import type { BlobStore } from "#blobs/blob-store.ts";
-import type { JobId } from "#contract/ids.ts";
 import { blobKeys, type Outcome, type PredictJob, type RolloutResult } from "#contract/jobs.ts";
 import type { Manifest } from "#contract/manifest.ts";
 import type { Lane } from "#contract/rollout.ts";
 
 import type { Verdict } from "./admission.ts";
 import type { Engine } from "./engine/engine.ts";
-import { fetchInputs, type RolloutInputs } from "./inputs.ts";
+import type { EngineRequest } from "./engine/loop.ts";
+import { runEngine } from "./engine-run.ts";
+import { BadInput, fetchInputs, type RolloutInputs } from "./inputs.ts";
+import type { WorkerMetrics } from "./metrics.ts";
+import type { Scorer } from "./score/scorer.ts";
+import { createRawFile, type RawFile, scoreRuns } from "./scored-run.ts";
+import { runServed } from "./served-run.ts";
 import type { Slots } from "#platform/slots.ts";
-import { startEncoding, type VideoEncoding } from "./video/encode.ts";
+import type { VideoEncoding } from "./video/encode.ts";
 
 export interface RolloutJobParts {
   readonly manifest: Manifest;
@@ -33,6 +38,8 @@ export interface RolloutJobParts {
   readonly samplesMax: number;
   /** Local folder for videos in the making. */
   readonly workDir: string;
+  readonly scorer: Scorer;
+  readonly metrics: Pick<WorkerMetrics, "baseRun" | "scored">;
 }
 
 /** Why an attempt was told to end; the `reason` of its AbortSignal. */
@@ -46,7 +53,6 @@ export interface EngineTurn {
 }
 
 export interface Attempt {
-  readonly id: JobId;
   readonly job: PredictJob;
   readonly lane: Lane;
   readonly alone: boolean;
@@ -56,119 +62,136 @@ export interface Attempt {
   readonly onProgress: (frames: number) => void;
 }
 
-/** "put_back": it had no turn. Throws BadInput, EngineFault, VideoError, or what the blob store threw. */
+/** What an attempt leaves behind while it goes on; gone when it is over. */
+interface Work {
+  readonly runId: string;
+  readonly dir: string;
+  readonly videos: VideoEncoding[];
+  /** Of a scored rollout: the frames of both runs. */
+  readonly raw: { readonly served: RawFile; readonly base: RawFile } | null;
+  storing: Promise<Stored> | null;
+}
+
+/** "put_back": it had no turn. Throws BadInput, EngineFault, VideoError, ScorerFailed, or what the blob store threw. */
 export async function runRolloutJob(attempt: Attempt, parts: RolloutJobParts): Promise<Outcome | "put_back"> {
-  const { job, signal, turn } = attempt;
+  const { job, signal } = attempt;
   if (signal.aborted) return outcomeOf(signal);
-  const { blobs } = parts;
-  const startedAt = performance.now();
-  const workDir = join(parts.workDir, attempt.id);
-  await mkdir(workDir, { recursive: true });
-  const videos: VideoEncoding[] = [];
+  // Not the job's id: a job may be here twice, once by each queue (docs/operations.md, Upgrades).
+  const runId = randomUUID();
+  const dir = join(parts.workDir, runId);
+  const rawFile = (name: string) => createRawFile(join(dir, `${name}.rgb`));
+  const raw = job.scored ? { served: rawFile("served"), base: rawFile("base") } : null;
+  const work: Work = { runId, dir, videos: [], raw, storing: null };
+  await mkdir(dir, { recursive: true });
   try {
-    const inputs = await fetchInputs(blobs, job, parts.manifest);
-    const fetchedAt = performance.now();
-    if (signal.aborted) return outcomeOf(signal);
-
-    const verdict = await turn.take();
-    if (verdict === "put_back") return "put_back";
-    if (verdict === "called_off") return outcomeOf(signal);
-    const begunAt = performance.now();
-    const files = inputs.actions.map((_, candidate) => join(workDir, `${candidate}.mp4`));
-    const engineWallMs = await dream(attempt, parts, inputs, files, videos).finally(() => turn.giveBack());
-    if (engineWallMs === null) return outcomeOf(signal);
-    const dreamtAt = performance.now();
-
-    const runId = randomUUID();
-    const videoKeys = await Promise.all(
-      files.map(async (file, candidate) => {
-        await videos[candidate]?.finish();
-        const key = blobKeys.video(job.rollout_id, job.attempt, runId, candidate);
-        await blobs.putFile(key, file);
-        return key;
-      }),
-    );
-    const finishedAt = performance.now();
-    const result: RolloutResult = {
-      video_keys: videoKeys,
-      frames: job.k * (job.actions_per_candidate + 1),
-      timings: {
-        engine_wall_ms: Math.round(engineWallMs),
-        fetch_ms: Math.round(fetchedAt - startedAt),
-        encode_ms: Math.round(finishedAt - dreamtAt),
-        total_ms: Math.round(fetchedAt - startedAt + finishedAt - begunAt),
-      },
-    };
-    await blobs.put(blobKeys.result(job.rollout_id, job.attempt), Buffer.from(JSON.stringify(result)));
-    return { kind: "succeeded", result };
+    return await run(work, attempt, parts);
+  } catch (error) {
+    if (signal.aborted && error === signal.reason) return outcomeOf(signal);
+    throw error;
   } finally {
-    await Promise.all(videos.map((video) => video.abort()));
-    await rm(workDir, { recursive: true, force: true });
+    await Promise.all(work.videos.map((video) => video.abort()));
+    // What they met was told of, or the attempt has another end; but nothing may write there any more.
+    await Promise.allSettled([work.storing, raw?.served.done(), raw?.base.done()]);
+    await rm(dir, { recursive: true, force: true });
   }
 }
 
-/**
- * Runs the engine and feeds the encoders, which are added to `videos`: those of the candidates that the engine takes at
- * once before it has anything to give, those of later waves as their candidates begin. Resolves with the engine's wall time,
- * or null when the attempt was told to end.
- */
+async function run(work: Work, attempt: Attempt, parts: RolloutJobParts): Promise<Outcome | "put_back"> {
+  const { job, signal, turn } = attempt;
+  const { blobs, manifest } = parts;
+  const startedAt = performance.now();
+  if (job.scored && job.k !== 1) throw new BadInput(`${job.k} candidates to be scored, expected 1`);
+  const inputs = await fetchInputs(blobs, job, manifest);
+  const fetchedAt = performance.now();
+  if (signal.aborted) return outcomeOf(signal);
+
+  const verdict = await turn.take();
+  if (verdict === "put_back") return "put_back";
+  if (verdict === "called_off") return outcomeOf(signal);
+  const begunAt = performance.now();
+  const dreamt = await dream(work, inputs, attempt, parts).finally(() => turn.giveBack());
+  if (dreamt === null) return outcomeOf(signal);
+
+  const score = work.raw ? await scored(work.raw, attempt, parts) : null;
+  const stored = await dreamt.storing;
+  const result: RolloutResult = {
+    video_keys: stored.keys,
+    frames: job.k * (job.actions_per_candidate + 1),
+    timings: {
+      engine_wall_ms: Math.round(dreamt.engineWallMs),
+      fetch_ms: Math.round(fetchedAt - startedAt),
+      encode_ms: Math.round(stored.tookMs),
+      total_ms: Math.round(fetchedAt - startedAt + performance.now() - begunAt),
+    },
+    ...(score && { score }),
+  };
+  await blobs.put(blobKeys.result(job.rollout_id, job.attempt), Buffer.from(JSON.stringify(result)));
+  return { kind: "succeeded", result };
+}
+
+interface Dreamt {
+  /** Of the served run alone. */
+  readonly engineWallMs: number;
+  readonly storing: Promise<Stored>;
+}
+
+/** Everything that needs the engine; null when the attempt was told to end. */
 async function dream(
-  { id, job, lane, alone, signal, onProgress }: Attempt,
-  { engine, manifest, ffmpegPath, encoderSlots, samplesMax }: RolloutJobParts,
-  { frame, actions }: RolloutInputs,
-  files: readonly string[],
-  videos: VideoEncoding[],
-): Promise<number | null> {
-  const { width, height, fps } = manifest.shapes;
-  const broken = Promise.withResolvers<never>();
-  broken.promise.catch(() => undefined); // nobody listens once the engine is done
-  let framesDone = 0;
-  let over = false;
-
-  function startVideo(candidate: number): VideoEncoding {
-    const file = files[candidate] ?? "";
-    const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots[lane] };
-    const video = startEncoding({ ...options, frames: job.actions_per_candidate + 1 });
-    void video.failed.then(broken.reject);
-    void video.write(frame);
-    videos[candidate] = video;
-    return video;
-  }
-
-  async function onFrames(candidate: number, frames: Uint8Array): Promise<void> {
-    if (over) return;
-    const video = videos[candidate] ?? startVideo(candidate);
-    framesDone += frames.byteLength / (width * height * 3);
-    onProgress(framesDone);
-    await video.write(frames);
-  }
-
+  work: Work,
+  inputs: RolloutInputs,
+  attempt: Attempt,
+  parts: RolloutJobParts,
+): Promise<Dreamt | null> {
+  const { job, lane, alone, signal, onProgress } = attempt;
+  const { engine, encoderSlots, metrics } = parts;
   const { seed, num_steps: numSteps, guidance, prompt } = job.params;
-  const request = {
-    id,
-    seed: BigInt(seed),
-    numSteps,
-    guidance,
-    prompt,
-    lane,
-    spec: "served",
-    alone,
-    frame,
-    actions,
-  } as const;
-  const submission = engine.submit(request, onFrames);
-  for (let candidate = 0; candidate < Math.min(job.k, samplesMax); candidate++) startVideo(candidate);
-  const cancel = () => submission.cancel();
-  if (signal.aborted) cancel();
-  signal.addEventListener("abort", cancel);
-  try {
-    const result = await Promise.race([submission.done, broken.promise]);
-    return result.kind === "finished" ? result.engineWallMs : null;
-  } finally {
-    over = true;
-    cancel(); // after a broken encoder nobody wants the rest; else there is nothing left to cancel
-    signal.removeEventListener("abort", cancel);
-  }
+  const sampling = { seed: BigInt(seed), numSteps, guidance, prompt };
+  const request: EngineRequest = { id: work.runId, ...inputs, ...sampling, lane, spec: "served", alone };
+  const framesPerVideo = job.actions_per_candidate + 1;
+  const files = inputs.actions.map((_, candidate) => join(work.dir, `${candidate}.mp4`));
+  const served = { request, framesPerVideo, files, raw: work.raw?.served ?? null, onProgress, signal };
+  const engineWallMs = await runServed(served, { ...parts, encoderSlots: encoderSlots[lane] }, work.videos);
+  if (engineWallMs === null) return null;
+  const storing = store(files, work, job, parts.blobs);
+  storing.catch(() => undefined); // heard of where it is waited for
+  work.storing = storing;
+  if (work.raw === null) return { engineWallMs, storing };
+
+  const { base } = work.raw;
+  const onFrames = (_: number, frames: Uint8Array) => base.write(frames);
+  const baseRequest = { ...request, id: `${work.runId}-base`, lane: "bulk", spec: "base" } as const;
+  const baseWallMs = await runEngine(engine, { request: baseRequest, onFrames, signal });
+  if (baseWallMs === null) return null;
+  metrics.baseRun(baseWallMs);
+  return { engineWallMs, storing };
+}
+
+interface Stored {
+  /** One video a candidate. */
+  readonly keys: string[];
+  readonly tookMs: number;
+}
+
+/** Finishes and stores the videos. */
+async function store(files: readonly string[], work: Work, job: PredictJob, blobs: BlobStore): Promise<Stored> {
+  const startedAt = performance.now();
+  const keys = await Promise.all(
+    files.map(async (file, candidate) => {
+      await work.videos[candidate]?.finish();
+      const key = blobKeys.video(job.rollout_id, job.attempt, work.runId, candidate);
+      await blobs.putFile(key, file);
+      return key;
+    }),
+  );
+  return { keys, tookMs: performance.now() - startedAt };
+}
+
+async function scored(raw: NonNullable<Work["raw"]>, { job, signal }: Attempt, parts: RolloutJobParts) {
+  const { scorer, manifest, metrics } = parts;
+  const startedAt = performance.now();
+  const score = await scoreRuns(scorer, raw, { ...manifest.shapes, frames: job.actions_per_candidate }, signal);
+  metrics.scored(performance.now() - startedAt);
+  return score;
 }
 
 function outcomeOf(signal: AbortSignal): Outcome {

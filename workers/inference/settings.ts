@@ -4,6 +4,9 @@ import { ConfigError } from "#platform/config.ts";
 
 /** One run of one graph; a large model's step on a slow accelerator takes seconds. */
 const RUN_TIMEOUT_DEFAULT_MS = 60_000;
+/** More than any machine has: what is beyond is a slip of the pen. */
+const THREADS_MAX = 256;
+const DEVICES_MAX = 64;
 
 export interface WorkerSettings {
   /** Slug of the one bundle that this process serves. */
@@ -11,6 +14,10 @@ export interface WorkerSettings {
   readonly runTimeoutMs: number;
   /** Undefined: all that the bundle has. */
   readonly optimisations: readonly OptimisationName[] | undefined;
+  /** Of one operator; undefined: the default (engine/session-tuning.ts). */
+  readonly threads: number | undefined;
+  /** Number of the device that cuda and tensorrt use. */
+  readonly device: number;
 }
 
 export function readWorkerSettings(env: NodeJS.ProcessEnv): WorkerSettings {
@@ -20,7 +27,29 @@ export function readWorkerSettings(env: NodeJS.ProcessEnv): WorkerSettings {
   if (!Number.isSafeInteger(runTimeoutMs) || runTimeoutMs < 100) {
     throw new ConfigError(`ENGINE_RUN_TIMEOUT_MS: expected milliseconds, at least 100, got ${JSON.stringify(timeout)}`);
   }
-  return { model, runTimeoutMs, optimisations: readOptimisations(optimisations) };
+  refuseTensorrtSettings(env);
+  return {
+    model,
+    runTimeoutMs,
+    optimisations: readOptimisations(optimisations),
+    threads: readInteger(env, "ORT_THREADS", 1, THREADS_MAX),
+    device: readInteger(env, "ORT_DEVICE", 0, DEVICES_MAX - 1) ?? 0,
+  };
+}
+
+function readInteger(env: NodeJS.ProcessEnv, name: string, min: number, max: number): number | undefined {
+  const { [name]: text = "" } = env;
+  if (text === "") return undefined;
+  const value = Number(text);
+  if (/^\d+$/.test(text) && value >= min && value <= max) return value;
+  throw new ConfigError(`${name}: expected a number from ${min} to ${max}, got ${JSON.stringify(text)}`);
+}
+
+/** Somebody who sets them expects an engine cache or half precision and would get neither. */
+function refuseTensorrtSettings(env: NodeJS.ProcessEnv): void {
+  const [name] = Object.keys(env).filter((variable) => variable.startsWith("ORT_TENSORRT_"));
+  if (name === undefined) return;
+  throw new ConfigError(`${name}: ONNX Runtime's binding for Node does not heed TensorRT's settings (docs/gpu.md)`);
 }
 
 function readOptimisations(text: string): readonly OptimisationName[] | undefined {

@@ -22,6 +22,7 @@ import { type Engine, EngineFault, EngineUnavailable } from "./engine/engine.ts"
 import { BadInput } from "./inputs.ts";
 import type { WorkerMetrics } from "./metrics.ts";
 import { type Attempt, type EndReason, runRolloutJob } from "./rollout-job.ts";
+import { type Scorer, ScorerFailed } from "./score/scorer.ts";
 import { createSlots } from "#platform/slots.ts";
 import { createWorkDir } from "#platform/work-dir.ts";
 
@@ -45,6 +46,8 @@ export interface InferenceWorkerOptions {
   readonly blobs: BlobStore;
   /** Warm, and this worker's alone; stopped by whoever started it. */
   readonly engine: Engine;
+  /** Stopped by whoever started it. */
+  readonly scorer: Scorer;
   readonly ffmpegPath: string;
   readonly clock: Clock;
   readonly log: Log;
@@ -117,10 +120,10 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
       return;
     }
 
-    const { id, data } = job;
+    const { data } = job;
     const alone = data.alone || job.stalledCount > 0;
     const place = { lane, samples: data.k, alone };
-    const attempt = { id, job: data, lane, alone, signal, onProgress: progressOf(data.rollout_id) };
+    const attempt = { job: data, lane, alone, signal, onProgress: progressOf(data.rollout_id) };
     const turn = { take: () => admission.enter(place, signal), giveBack: () => admission.leave(place) };
     if (!alone) return run(job, { ...attempt, turn });
 
@@ -252,6 +255,7 @@ function failureOf(error: unknown): Outcome {
       ? failed("engine_timeout", "The engine did not get through this rollout in time, also when it ran alone.")
       : failed("engine_failed", "The engine failed on this rollout, also when it ran alone.");
   }
+  if (error instanceof ScorerFailed) return failed("internal", "The video was made, but could not be scored.");
   return failed("internal", "The worker could not finish this rollout.");
 }
 

@@ -19,6 +19,10 @@ export const RolloutReply = Type.Object({
   frames_total: Type.Integer(),
   batch_size: Type.Integer(),
   engine_wall_ms: Nullable(Type.Number()),
+  // Absent where a server does not score yet; null where a rollout was not scored.
+  psnr_db: Type.Optional(Nullable(Type.Number())),
+  ssim: Type.Optional(Nullable(Type.Number())),
+  lpips: Type.Optional(Nullable(Type.Number())),
   cost_mils: Type.Integer(),
   video_urls: Type.Array(Type.String()),
   request_id: Type.String(),

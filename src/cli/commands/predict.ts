@@ -27,6 +27,7 @@ import {
 import { interruptible } from "../interrupt.ts";
 import { visible } from "../output.ts";
 import { errorText, saveVideos } from "../rollouts/save.ts";
+import { scoreText } from "../rollouts/score.ts";
 import { exitCodeOf, stateText, untilDone } from "../rollouts/wait.ts";
 import { cannotRead, userPath } from "../user-path.ts";
 
@@ -39,6 +40,7 @@ interface PredictOptions extends CustomerOptions {
   readonly guidance?: number;
   readonly prompt?: string;
   readonly model?: string;
+  readonly score?: true;
   readonly idempotencyKey?: string;
   readonly webhookUrl?: string;
   readonly async?: true;
@@ -57,6 +59,7 @@ export function addPredict(program: Command): void {
       .option("--guidance <number>", "guidance scale", parseNumber)
       .option("--prompt <text>", "prompt")
       .option("--model <slug>", "model")
+      .option("--score", "also compare the video with one of the base spec; costs the same, takes longer")
       .option("--async", "print the rollout's id and do not wait for it (rollouts wait|save)")
       .option("--webhook-url <url>", "is told when it has ended")
       .option(
@@ -116,6 +119,7 @@ async function submit(
     guidance: options.guidance,
     prompt: options.prompt,
     model: options.model,
+    score: options.score,
     webhook_url: options.webhookUrl,
   };
   const form = createForm([
@@ -157,7 +161,9 @@ async function cancelled({ api }: Customer, rollout: RolloutReply | null): Promi
 function summary(done: RolloutReply, file: string, totalMs: number): string {
   const cost = usdText(mils(done.cost_mils));
   const engine = done.engine_wall_ms === null ? "" : `engine ${done.engine_wall_ms.toFixed(0)} ms, `;
-  return `${file}: ${done.frames} frames, $${cost}, ${engine}total ${totalMs.toFixed(0)} ms (${done.id}, ${done.request_id})`;
+  const score = scoreText(done);
+  const scored = score === null ? "" : `${score}, `;
+  return `${file}: ${done.frames} frames, $${cost}, ${scored}${engine}total ${totalMs.toFixed(0)} ms (${done.id}, ${done.request_id})`;
 }
 
 async function read(file: string): Promise<Buffer> {

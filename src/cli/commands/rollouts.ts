@@ -12,6 +12,7 @@ import { interruptible } from "../interrupt.ts";
 import { timeText } from "../output.ts";
 import { listAll, type PagingOptions, parseTime, withPaging } from "../paging.ts";
 import { errorText, saveVideos } from "../rollouts/save.ts";
+import { scoreText } from "../rollouts/score.ts";
 import { exitCodeOf, isDone, stateText, untilDone } from "../rollouts/wait.ts";
 import { userPath } from "../user-path.ts";
 
@@ -90,6 +91,7 @@ async function get(id: string, options: CustomerOptions): Promise<void> {
   out.document(rollout);
   if (out.json) return;
   const progress = isDone(rollout) ? "" : ` · ${rollout.frames_done ?? 0} of ${rollout.frames_total} frames`;
+  const score = scoreText(rollout);
   const lines = [
     `Rollout  ${rollout.id} (${rollout.request_id})`,
     `Model    ${rollout.model}`,
@@ -97,6 +99,7 @@ async function get(id: string, options: CustomerOptions): Promise<void> {
     `State    ${stateText(rollout)}${progress}${errorText(rollout)}`,
     `Frames   ${rollout.frames}${rollout.batch_size === 1 ? "" : ` × ${rollout.batch_size} candidates`}`,
     `Cost     $${usdText(mils(rollout.cost_mils))}`,
+    ...(score === null ? [] : [`Score    ${score}`]),
     ...rollout.video_urls.map((url) => `Video    ${url}`),
   ];
   out.say(lines.join("\n"));
@@ -137,7 +140,8 @@ async function wait(ids: string[], options: CustomerOptions): Promise<void> {
 
   function tell(rollout: RolloutReply): void {
     const cost = rollout.status === "succeeded" ? `, $${usdText(mils(rollout.cost_mils))}` : "";
-    out.say(`${rollout.id} ${rollout.status}${errorText(rollout)}${cost}`);
+    const score = scoreText(rollout);
+    out.say(`${rollout.id} ${rollout.status}${errorText(rollout)}${cost}${score === null ? "" : `, ${score}`}`);
   }
 }
 

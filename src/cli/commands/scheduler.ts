@@ -29,6 +29,7 @@ export function addScheduler(program: Command): void {
           liveWorkers: () => null,
           retentionMs: retentionMsOf(config),
           datasetIdleMs: datasetIdleMsOf(config),
+          scoredAtOnceMax: config.SCORED_AT_ONCE_MAX,
           holder: `${hostname()} ${process.pid}`,
           clock: systemClock,
           log,

@@ -105,6 +105,13 @@ function describe(reply: FastifyReply, rollout: Rollout): void {
     "X-DreamEngine-Estimated-Charge-USD": usdText(rollout.charge_mils),
     "X-DreamEngine-Customer-Id": rollout.customer_id,
   });
+  const score = rollout.result?.score;
+  if (!score) return;
+  reply.headers({
+    "X-DreamEngine-PSNR-dB": score.psnr_db,
+    "X-DreamEngine-SSIM": score.ssim,
+    "X-DreamEngine-LPIPS": score.lpips,
+  });
 }
 
 /** The body, which notes the delivery just before its end. */

@@ -64,7 +64,9 @@ export function createPredictor(parts: PredictorParts): Predictor {
     }
     if (gone.aborted) throw new ApiError("client_closed_request", "the caller went away before anything began");
     for (let accepts = 1; ; accepts++) {
-      const terms = { lane: "realtime", waiter_id: waiterId, deadline } as const;
+      // A scored rollout is twice the work, which must not stand before what others wait for.
+      const lane = call.scored ? "bulk" : "realtime";
+      const terms = { lane, waiter_id: waiterId, deadline } as const;
       const { kind, rollout } = await submit(parts, call, payload, terms);
       const finished = await finish(call, held(call, rollout), deadline);
       // Called off because of its first caller, which set the key free; this one is still here and has time left. One that

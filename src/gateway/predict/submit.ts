@@ -32,6 +32,7 @@ export interface PredictCall {
   /** One per candidate, all of the same length. */
   readonly candidates: readonly [Actions, ...Actions[]];
   readonly params: SamplingParams;
+  readonly scored: boolean;
   readonly idempotency_key: string | null;
   readonly answerEnd: AnswerEnd;
 }
@@ -41,10 +42,11 @@ export interface Payload {
   readonly fingerprint: Buffer;
 }
 
-export function payloadOf({ model, frame, candidates, params }: PredictCall): Payload {
+export function payloadOf({ model, frame, candidates, params, scored }: PredictCall): Payload {
   const actions = actionsBytes(candidates);
   const k = candidates.length;
-  return { actions, fingerprint: fingerprintOf({ bundle: model.identity, pixels: frame.pixels, actions, k, params }) };
+  const fingerprint = fingerprintOf({ bundle: model.identity, pixels: frame.pixels, actions, k, params, scored });
+  return { actions, fingerprint };
 }
 
 export interface SubmitParts extends CancelParts {
@@ -91,6 +93,7 @@ export async function submit(
         deadline_at: new Date(deadline),
         webhook_url: call.webhook_url,
         dataset: null,
+        scored: call.scored,
       },
       call.answerEnd.gone,
     );

@@ -34,7 +34,19 @@ const sampling = {
   model: Type.Optional(Type.String({ description: "A model's slug; unset: the model of this base URL." })),
 };
 
-export const PredictForm = Type.Object({ frame: Frame, actions: ActionsFile, ...sampling });
+export const PredictForm = Type.Object({
+  frame: Frame,
+  actions: ActionsFile,
+  ...sampling,
+  score: Type.Optional(
+    Type.Boolean({
+      default: false,
+      description:
+        "Also compare the video with one of the base spec, every optimisation off (X-DreamEngine-PSNR-dB, -SSIM, -LPIPS): " +
+        "takes longer, behind what others wait for, and costs the same.",
+    }),
+  ),
+});
 export const BatchForm = Type.Object({
   frame: Frame,
   actions: Type.Array(ActionsFile, {
@@ -50,7 +62,9 @@ export const RolloutForm = Type.Object({
   params: Type.Optional(
     Type.String({
       description:
-        "JSON text: {model, seed, num_steps, guidance, prompt, mode, expires_in_s, webhook_url}; score comes later. " +
+        "JSON text: {model, seed, num_steps, guidance, prompt, score, mode, expires_in_s, webhook_url}. score true also " +
+        "compares the video with one of the base spec, every optimisation off (psnr_db, ssim and lpips of the answer): " +
+        "takes longer, behind what others wait for, and costs the same. " +
         'mode "async" answers 202 at once; expires_in_s is then how long the rollout may wait for its start ' +
         `(1 to ${ASYNC_EXPIRES_S_MAX} seconds, else ${ASYNC_EXPIRES_S_DEFAULT}). webhook_url is told of its end.`,
       examples: ['{"seed": 7}', '{"mode": "async", "expires_in_s": 3600}'],

@@ -8,7 +8,7 @@ import { checkOutboundUrl } from "#platform/outbound.ts";
 
 import { withForm } from "../input/multipart.ts";
 import { type Actions, parseActions } from "#inputs/npy.ts";
-import { parseParams, samplingParams } from "#inputs/params.ts";
+import { assertScorable, parseParams, samplingParams, scoreOfForm } from "#inputs/params.ts";
 import { answerEndOf } from "../plugins/answer-end.ts";
 import { identityOf } from "../plugins/keys.ts";
 import { requestIdOf } from "../plugins/request-id.ts";
@@ -35,7 +35,9 @@ export async function readCall(
   };
 }
 
-type Inputs = Pick<PredictCall, "model" | "params" | "candidates" | "frame" | "mode" | "webhook_url">;
+type Inputs = Pick<PredictCall, "model" | "params" | "scored" | "candidates" | "frame" | "mode" | "webhook_url">;
+
+const PREDICT_TEXTS = ["seed", "num_steps", "guidance", "prompt", "score", "model"] as const;
 
 function readPredictForm(
   request: FastifyRequest,
@@ -44,7 +46,7 @@ function readPredictForm(
 ): Promise<Inputs> {
   const repeated = route === "batch" ? (["actions"] as const) : [];
   const once = route === "batch" ? (["frame"] as const) : (["frame", "actions"] as const);
-  const shape = { once, repeated, texts: ["seed", "num_steps", "guidance", "prompt", "model"] } as const;
+  const shape = { once, repeated, texts: PREDICT_TEXTS } as const;
   return withForm(request, shape, budget, async (form) => {
     const model = models.ofRequest(form.text("model"), baseModel(request));
     const params = samplingParams(
@@ -56,9 +58,14 @@ function readPredictForm(
       },
       model.manifest,
     );
+    const scored = scoreOfForm(form.text("score"));
+    if (scored && route === "batch") {
+      throw new ApiError("not_supported", "score: a batch is not scored; send its candidates one by one to be scored");
+    }
+    if (scored) assertScorable(model.manifest);
     const candidates = parseCandidates(form.files("actions"), model.manifest);
     const frame = await normaliseFrame(form.file("frame"), model.manifest.shapes, "frame");
-    return { model, params, candidates, frame, mode: { kind: "sync" }, webhook_url: null };
+    return { model, params, scored, candidates, frame, mode: { kind: "sync" }, webhook_url: null };
   });
 }
 
@@ -68,15 +75,16 @@ function readRolloutForm(
 ): Promise<Inputs> {
   const shape = { once: ["start_frame", "actions"], repeated: [], texts: ["params"] } as const;
   return withForm(request, shape, budget, async (form) => {
-    const { model: named, mode, webhook_url, ...requested } = parseParams(form.text("params"));
+    const { model: named, mode, scored, webhook_url, ...requested } = parseParams(form.text("params"));
     if (webhook_url !== null) {
       checkOutboundUrl(webhook_url, "params.webhook_url", config.OUTBOUND_PRIVATE === "on");
     }
     const model = models.ofRequest(named, baseModel(request));
     const params = samplingParams(requested, model.manifest);
+    if (scored) assertScorable(model.manifest);
     const candidates = parseCandidates(form.files("actions"), model.manifest);
     const frame = await normaliseFrame(form.file("start_frame"), model.manifest.shapes, "start_frame");
-    return { model, params, candidates, frame, mode, webhook_url };
+    return { model, params, scored, candidates, frame, mode, webhook_url };
   });
 }
 

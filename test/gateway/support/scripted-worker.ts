@@ -9,7 +9,7 @@ import ffmpeg from "@ffmpeg-installer/ffmpeg";
 
 import type { BlobStore } from "#blobs/blob-store.ts";
 import type { RolloutId } from "#contract/ids.ts";
-import { blobKeys, type FailureCode } from "#contract/jobs.ts";
+import { blobKeys, type FailureCode, type RolloutScore } from "#contract/jobs.ts";
 import type { Database } from "#platform/database.ts";
 import type { Service } from "#platform/lifecycle.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
@@ -29,6 +29,7 @@ export interface ScriptedWorker extends Service {
 }
 
 export const ENGINE_WALL_MS = 1234.5;
+export const SCRIPTED_SCORE: RolloutScore = { psnr_db: 41.25, ssim: 0.9875, lpips: 0.0125 };
 
 export async function startScriptedWorker(parts: {
   db: Database;
@@ -45,9 +46,10 @@ export async function startScriptedWorker(parts: {
     readonly k: number;
     readonly actions_per_candidate: number;
     readonly attempt: number;
+    readonly scored: boolean;
   }
 
-  async function succeed({ id, model, k, actions_per_candidate, attempt }: QueuedRow): Promise<void> {
+  async function succeed({ id, model, k, actions_per_candidate, attempt, scored }: QueuedRow): Promise<void> {
     // A worker reads its inputs: without them there is nothing to dream from.
     await blobs.get(blobKeys.frame(id));
     const actions = await blobs.get(blobKeys.actions(id));
@@ -62,7 +64,10 @@ export async function startScriptedWorker(parts: {
     }
     const frames = k * (actions_per_candidate + 1);
     const timings = { engine_wall_ms: ENGINE_WALL_MS, fetch_ms: 1, encode_ms: 1, total_ms: ENGINE_WALL_MS + 2 };
-    await settle(db, id, attempt, { kind: "succeeded", result: { video_keys, frames, timings } });
+    await settle(db, id, attempt, {
+      kind: "succeeded",
+      result: { video_keys, frames, timings, ...(scored && { score: SCRIPTED_SCORE }) },
+    });
     await queues.signals.publish({ kind: "finished", rollout_id: id });
   }
 
@@ -103,7 +108,7 @@ export async function startScriptedWorker(parts: {
   let round = Promise.resolve();
   async function takeAll(): Promise<void> {
     const rows = await db.query<QueuedRow>(
-      `SELECT id, model, k, actions_per_candidate, attempt FROM rollouts
+      `SELECT id, model, k, actions_per_candidate, attempt, scored FROM rollouts
         WHERE status = 'queued' AND NOT (id = ANY ($1)) ORDER BY created_at`,
       [hanging.map(({ id }) => id)],
     );

@@ -104,6 +104,27 @@ test("refuses TeaCache without the tensor that it watches", async () => {
   );
 });
 
+test("refuses TeaCache where the tail needs more of the body than its tokens", async () => {
+  const body = specOf("denoiser_body");
+  const gate = { name: "gate", type: "float32", dims: ["B", 1, 1] } as const;
+  const tail = specOf("denoiser_tail");
+  const { bundleDir, manifest } = await writeTinyBundle(modelsDir, {
+    denoiser_body: {
+      ...body,
+      outputs: [...body.outputs, gate],
+      nodes: [...body.nodes, { op: "Identity", in: ["tokens"], out: ["gate"] }],
+    },
+    denoiser_tail: { ...tail, inputs: [...tail.inputs, gate] },
+  });
+  const graphs = await openOnnxGraphs({ bundleDir, manifest, providers });
+  checkBundle(manifest, graphs); // without TeaCache that is as good as any
+  const teacache = { threshold: 0.1, coefficients: [1, 0] };
+  const engine = { ...manifest.engine, optimisations: { ...manifest.engine.optimisations, teacache } };
+  expect(() => checkBundle({ ...manifest, engine }, graphs)).toThrow(
+    /denoiser_tail takes gate from denoiser_body, which teacache may skip$/,
+  );
+});
+
 test("refuses a graph without its required output", async () => {
   const renamed: GraphSpec = {
     ...specOf("denoiser_head"),

@@ -171,6 +171,21 @@ describe("with a bundle that misbehaves on request", () => {
     expect(await other.done).toMatchObject({ kind: "finished" });
   });
 
+  test("counts from its first run on, before anything was asked of it", async () => {
+    await start();
+    expect(engine.stats.runs.text_encoder).toBe(2); // the empty prompt and the null sequence
+  });
+
+  test("an id in hand is not taken twice, and neither is an ended one's cancelling", async () => {
+    await start();
+    const first = engine.submit(request("a", 1), () => undefined);
+    expect(() => engine.submit(request("a", 1), () => undefined)).toThrow("a is in hand already");
+    expect(await first.done).toMatchObject({ kind: "finished" });
+    const second = engine.submit(request("a", 1), () => undefined);
+    first.cancel();
+    expect(await second.done).toMatchObject({ kind: "finished" });
+  });
+
   test("a run that fails rejects everything in hand and whatever comes later", async () => {
     await start();
     const neighbour = engine.submit(request("neighbour", 1, 100), () => undefined);

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { MessageChannel } from "node:worker_threads";
 
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 
 import { silentLog } from "#test/support/postgres.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
@@ -50,6 +50,32 @@ test("the loop gives away views of what the decoder made, and no copy of it", as
   expect(given).toHaveLength(CANDIDATES * 2 * CHUNK);
   expect(given.filter(({ buffer }) => !decoded.has(buffer))).toEqual([]);
   expect(decoded.size).toBe(2 * CHUNK); // one a forward
+});
+
+/** Methods of every typed array that copy bytes. */
+const typedArray = Object.getPrototypeOf(Uint8Array.prototype) as Uint8Array;
+
+test("of a chunk's pixels the loop copies one frame, which the next chunk begins with", async () => {
+  const harness = await createHarness();
+  const sizes = { kept: [] as number[], stacked: [] as number[] };
+  const slice = vi.spyOn(typedArray, "slice");
+  const set = vi.spyOn(typedArray, "set");
+  try {
+    harness.loop.submit(request);
+    await harness.finish("a");
+    for (const { value } of slice.mock.results) {
+      if (value instanceof Uint8Array && value.byteLength >= FRAME_BYTES) sizes.kept.push(value.byteLength);
+    }
+    for (const [source] of set.mock.calls) {
+      if (source instanceof Uint8Array && source.byteLength === FRAME_BYTES) sizes.stacked.push(source.byteLength);
+    }
+  } finally {
+    slice.mockRestore();
+    set.mockRestore();
+  }
+  // Two chunks: from the first one's end to the second one's beginning. The start frame is one, shared by all candidates.
+  expect(sizes.kept).toEqual(Array<number>(CANDIDATES).fill(FRAME_BYTES));
+  expect(sizes.stacked).toHaveLength(CANDIDATES);
 });
 
 test("the views of a buffer travel in one message, in order, and the buffer leaves the sender", async () => {

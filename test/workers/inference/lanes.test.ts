@@ -104,6 +104,36 @@ test("bulk is not starved: under a full realtime lane every ninth forward is the
   expect(framesOf(harness, "b")).toHaveLength(2 * CHUNK);
 });
 
+test("a crowd of new prompts in the bulk lane costs realtime one look-up between two of its forwards", async () => {
+  const harness = await createHarness();
+  let submitted = 0;
+  const prompts: number[] = [];
+  harness.graphs.beforeRun = (graph, inputs) => {
+    if (graph === "text_encoder") prompts.push(Number(inputs["text_ids"]?.data.at(1)) - 3);
+    if (graph !== "denoiser_body" || submitted > 0) return;
+    submitted = harness.graphs.runs.length;
+    for (const mark of [1, 2, 3]) harness.loop.submit({ ...bulk(`b${mark}`, mark, 1), prompt: String(mark) });
+    harness.loop.submit({ ...realtime("S", 200), prompt: "s" });
+  };
+  harness.loop.submit(realtime("R", REALTIME, 4));
+  await harness.finish("R", "S", "b1", "b2", "b3");
+
+  const since = harness.graphs.runs.slice(submitted);
+  const looked = since.flatMap(({ graph }, at) => (graph === "text_encoder" ? [at] : []));
+  // Realtime's own, though it came last, and bulk's first after it; from then on a forward lies between two.
+  expect(String.fromCharCode(...prompts)).toBe("s123");
+  const between = looked.slice(1).map((at, i) => at - (looked[i] ?? 0) > 1);
+  expect(between).toEqual([false, true, true]);
+});
+
+test("a crowd of new prompts is looked up at once where no realtime sample waits for it", async () => {
+  const harness = await createHarness();
+  for (const mark of [1, 2, 3]) harness.loop.submit({ ...bulk(`b${mark}`, mark, 1), prompt: `p${mark}` });
+  harness.graphs.runs.length = 0;
+  await harness.finish("b1", "b2", "b3");
+  expect(runsOf(harness.graphs, "frame_encoder").map(({ rows }) => rows)).toEqual([3]);
+});
+
 /** R fills every row; the bulk sample is parked until something ends it. */
 async function parkedThen(act: (harness: Harness) => void) {
   const harness = await createHarness();
@@ -147,7 +177,7 @@ test("a cancelled rollout makes room for one that waits, also while the engine s
   harness.loop.submit(request("held up", { actions }));
   harness.loop.submit(request("waiting", { actions: marked(2, 1) }));
   const finished = harness.finish("held up", "waiting");
-  await expect.poll(() => harness.busy).toEqual([true, false]);
+  await expect.poll(() => harness.busy, { timeout: 20_000 }).toEqual([true, false]);
   harness.loop.cancel("held up");
   await finished;
   expect(framesOf(harness, "waiting")).toHaveLength(CHUNK);

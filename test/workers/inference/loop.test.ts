@@ -1,8 +1,8 @@
 import { expect, test, vi } from "vitest";
 
-import { createHarness, framesOf, request, sequences } from "./support/loop-harness.ts";
+import { createHarness, framesOf, latentsOf, request, sequences } from "./support/loop-harness.ts";
 import { runsOf } from "./support/scripted-graphs.ts";
-import { CHUNK } from "./support/tiny-bundle.ts";
+import { CHUNK, tinyManifest } from "./support/tiny-bundle.ts";
 
 test("a sample is encoded, denoised and decoded block by block, chunk after chunk", async () => {
   const harness = await createHarness();
@@ -141,12 +141,51 @@ test("a cancelled rollout leaves before the next forward, and the others go on",
   expect(framesOf(harness, "b")).toHaveLength(2 * CHUNK);
 });
 
+test.each(["text_encoder", "frame_encoder", "denoiser_body", "decoder"] as const)(
+  "an id that is in hand again has nothing of the rollout that was cancelled in the %s's run",
+  async (where) => {
+    const harness = await createHarness();
+    let isCancelled = false;
+    harness.graphs.beforeRun = (graph) => {
+      if (graph !== where || isCancelled) return;
+      isCancelled = true;
+      harness.loop.cancel("a");
+      harness.loop.submit(request("a", { prompt: "y", actions: [new Float32Array(2 * CHUNK).fill(6)] }));
+    };
+    harness.loop.submit(request("a", { prompt: "x", actions: [new Float32Array(2 * CHUNK).fill(5)] }));
+    harness.loop.submit(request("b", { prompt: "x", actions: [new Float32Array(4 * CHUNK).fill(7)] }));
+    await harness.finish("b");
+
+    const since = harness.events.findIndex(({ type }) => type === "cancelled");
+    const ofA = harness.events.slice(since + 1).filter(({ id }) => id === "a");
+    expect(ofA.map(({ type }) => type)).toEqual([...Array.from({ length: 2 * CHUNK }, () => "frames"), "finished"]);
+    expect(harness.counters.samples_finished).toBe(2);
+    const decoded = runsOf(harness.graphs, "decoder").flatMap(({ action }) => action);
+    expect(decoded.filter((action) => action === 5)).toHaveLength(where === "decoder" ? 1 : 0);
+  },
+);
+
+test("where one row is all that fits, a guided sample's passes go one after the other", async () => {
+  const manifest = tinyManifest();
+  const narrow = { ...manifest, engine: { ...manifest.engine, max_batch_samples: 1 } };
+  const one = request("a", { guidance: 2, prompt: "x", numSteps: 3, actions: sequences(1, 2) });
+  const wide = await createHarness();
+  const harness = await createHarness({ manifest: narrow });
+  for (const { loop } of [wide, harness]) loop.submit(one);
+  await wide.finish("a");
+  await harness.finish("a");
+  const denoising = harness.graphs.runs.filter(({ graph }) => graph.startsWith("denoiser"));
+  expect(new Set(denoising.map(({ rows }) => rows))).toEqual(new Set([1]));
+  expect(latentsOf(harness, 1)).toHaveLength(2 * CHUNK);
+  expect(latentsOf(harness, 1)).toEqual(latentsOf(wide, 1));
+});
+
 test("a sample does not run far ahead of whoever takes its frames, and says that it waits", async () => {
   const harness = await createHarness({ takesFrames: false });
   harness.loop.submit(request("long", { actions: [new Float32Array(40 * CHUNK)] }));
   harness.loop.submit(request("short", { actions: sequences(1) }));
   const finished = harness.finish("long", "short");
-  await vi.waitFor(() => expect(harness.busy).toEqual([true, false]));
+  await vi.waitFor(() => expect(harness.busy).toEqual([true, false]), 20_000);
   expect(framesOf(harness, "long")).toHaveLength(48);
   expect(framesOf(harness, "short")).toHaveLength(2 * CHUNK);
 

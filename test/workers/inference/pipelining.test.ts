@@ -13,7 +13,7 @@ import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { eventually } from "./support/eventually.ts";
 import { CHUNK, SIDE } from "./support/tiny-bundle.ts";
-import { createWorkersHere, type WorkersHere } from "./support/workers-here.ts";
+import { createWorkersHere, unscored, type WorkersHere } from "./support/workers-here.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
 /** Turns of the loop that make one forward last some milliseconds. */
@@ -103,13 +103,20 @@ test("a rollout that is called off while it waits for the engine is reported at 
 });
 
 /** An attempt on an engine that gives `frames` of each candidate when it is told to. */
-async function attemptOn(candidates: number, frames: () => Promise<Uint8Array>, changes: { ffmpegPath?: string } = {}) {
-  const { id, data: job } = await place.prepare({ actions: Array<number>(candidates).fill(1), chunks: 1 });
+async function attemptOn(
+  candidates: number,
+  frames: () => Promise<Uint8Array> | Uint8Array,
+  changes: { ffmpegPath?: string } = {},
+) {
+  const { data: job } = await place.prepare({ actions: Array<number>(candidates).fill(1), chunks: 1 });
   const engine: Engine = {
     ...(await workers.start()).engine,
     submit(_request, onFrames) {
       const done = (async () => {
-        for (let candidate = 0; candidate < candidates; candidate++) await onFrames(candidate, await frames());
+        for (let candidate = 0; candidate < candidates; candidate++) {
+          const given = frames();
+          await onFrames(candidate, given instanceof Uint8Array ? given : await given);
+        }
         return { kind: "finished", engineWallMs: 1 } as const;
       })();
       return { done, cancel: () => undefined };
@@ -125,9 +132,9 @@ async function attemptOn(candidates: number, frames: () => Promise<Uint8Array>, 
   };
   const encoderSlots = { realtime: createSlots(4), bulk: createSlots(4) };
   const workDir = await mkdtemp(join(place.modelsDir, "videos-"));
-  const parts = { ...place, engine, ffmpegPath, encoderSlots, samplesMax: 4, workDir, ...changes };
+  const parts = { ...place, ...unscored, engine, ffmpegPath, encoderSlots, samplesMax: 4, workDir, ...changes };
   const { signal } = new AbortController();
-  const attempt = { id, job, lane: job.lane, alone: false, signal, turn, onProgress: () => undefined };
+  const attempt = { job, lane: job.lane, alone: false, signal, turn, onProgress: () => undefined };
   return { run: () => runRolloutJob(attempt, parts), calls };
 }
 
@@ -150,6 +157,11 @@ test("the encoders of what the engine takes at once run before it gives the firs
   expect(await run()).toMatchObject({ kind: "succeeded", result: { frames: 6 * (CHUNK + 1) } });
   expect(running).toBe(4);
   expect(calls).toEqual(["take", "give back"]);
+});
+
+test("an engine that gives frames as soon as it is asked has them in the videos", async () => {
+  const { run } = await attemptOn(2, () => new Uint8Array(CHUNK * FRAME_BYTES));
+  expect(await run()).toMatchObject({ kind: "succeeded", result: { frames: 2 * (CHUNK + 1) } });
 });
 
 test("pixels reach ffmpeg in the very buffers that the engine gave, uncopied", async () => {

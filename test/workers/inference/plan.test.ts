@@ -126,7 +126,10 @@ describe("with two lanes", () => {
     expect(told(ready, dear)).toBe("denoise R – ab");
     expect(told([...ready, sample("S", "denoise")], { ...dear, fillTo: [1, 2, 3, 3] })).toBe("denoise RSa – b");
     expect(told(ready.slice(0, 2), dear)).toBe("denoise ab");
-    expect(told(ready, dear, BULKS_TURN)).toBe("denoise aRb");
+    expect(told(ready, dear, BULKS_TURN)).toBe("denoise aR"); // its oldest has its turn, no more
+    expect(told(ready, 3, BULKS_TURN)).toBe("denoise aRb");
+    expect(told([...ready.slice(0, 2), sample("R", "encode")], dear, BULKS_TURN)).toBe("denoise a");
+    expect(told([...ready.slice(0, 2), sample("R", "encode")], 3, BULKS_TURN)).toBe("denoise ab");
   });
 
   test.each<[string, readonly TestSample[], string]>([

@@ -37,6 +37,7 @@ function spawnWorker(env: Record<string, string> = {}): WorkerProcess {
     stdio: ["ignore", "ignore", "pipe", "ipc"],
     env: {
       PATH: process.env["PATH"],
+      NODE_COMPILE_CACHE: process.env["NODE_COMPILE_CACHE"],
       MODEL: "tiny",
       MODELS_DIR: place.modelsDir,
       DATABASE_URL: place.databaseUrl,
@@ -99,6 +100,12 @@ test("refuses an optimisation that the bundle does not have, and names those tha
   const worker = spawnWorker({ ENGINE_OPTIMISATIONS: "text_cache,teacache" });
   expect(await worker.exited).toEqual({ code: 1, signal: null });
   expect(worker.stderr()).toContain("ENGINE_OPTIMISATIONS: tiny does not have teacache; it has guidance_shortcut");
+});
+
+test("refuses a provider that is not installed, and names those that are", async () => {
+  const worker = spawnWorker({ ORT_PROVIDERS: "cuda,cpu" });
+  expect(await worker.exited).toEqual({ code: 1, signal: null });
+  expect(worker.stderr()).toContain("ORT_PROVIDERS: cuda is not in this installation of ONNX Runtime, which has cpu.");
 });
 
 test("refuses to serve a bundle that is not there and names those that are", async () => {

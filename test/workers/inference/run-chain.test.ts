@@ -23,6 +23,18 @@ test("a batch holds the rows it was given, whatever was stacked under the name b
   expect(await given(rows.toReversed())).toEqual([3, 2, 1]);
 });
 
+test("a batch of one is its row, uncopied", async () => {
+  const graphs = createScriptedGraphs();
+  const runChain = createRunChain(graphs, createCounters(), () => undefined);
+  const one = row(1);
+  let isUncopied = false;
+  graphs.beforeRun = (_, { t }) => {
+    isUncopied = t?.data.buffer === one["t"]?.data.buffer && t?.dims.join() === "1";
+  };
+  await runChain(["timestep"], [one]);
+  expect(isUncopied).toBe(true);
+});
+
 test("a row without a tensor that a graph takes is told by both names", async () => {
   const runChain = createRunChain(createScriptedGraphs(), createCounters(), () => undefined);
   await expect(runChain(["timestep"], [{}])).rejects.toThrow("timestep takes t, which this sample does not have");

@@ -12,6 +12,7 @@ import {
   watch,
   type Watched,
 } from "#workers/inference/engine/teacache.ts";
+import type { Tensors } from "#workers/inference/engine/tensor.ts";
 
 import { createHarness, framesOf, type Harness, latentsOf, marked, request } from "./support/loop-harness.ts";
 import { runsOf } from "./support/scripted-graphs.ts";
@@ -104,6 +105,8 @@ async function dream(requests: readonly EngineRequest[], threshold = 0.15): Prom
   return harness;
 }
 
+const rowsIn = (tensors: Tensors, name: string): number[] => Array.from(tensors[name]?.data ?? [], Number);
+
 describe("in the loop", () => {
   test("skipping passes run head and tail alone, others' bodies go on without them", async () => {
     const { counters, graphs } = await dream([sample("slow", 0.25), sample("fast", 3)]);
@@ -168,6 +171,48 @@ describe("in the loop", () => {
     expect(rows.filter((texts) => texts.length === 2)).toHaveLength(2 * 2 * CHUNK); // the first and the last of a block
     expect(rows.filter((texts) => texts.length === 1).every(([text]) => text !== 2)).toBe(true);
     expect(rows.some((texts) => texts.length === 1)).toBe(true);
+  });
+
+  test("each pass reuses what the body last added to its own tokens", async () => {
+    const harness = await createHarness({ manifest: manifestWith(0.15) });
+    const run = harness.graphs.run.bind(harness.graphs);
+    let tokens: number[] = [];
+    let added: number[] = [];
+    let isReused = true;
+    const reused: boolean[] = [];
+    harness.graphs.run = async (graph, inputs) => {
+      const outputs = await run(graph, inputs);
+      if (graph === "denoiser_head") tokens = rowsIn(outputs, "tokens");
+      if (graph === "denoiser_body") added = rowsIn(outputs, "tokens_out").map((out, i) => out - (tokens[i] ?? 0));
+      if (graph === "denoiser_tail" && isReused) {
+        reused.push(
+          rowsIn(inputs, "tokens_out").every(
+            (out, i) => Math.abs(out - (tokens[i] ?? Number.NaN) - (added[i] ?? Number.NaN)) < 1e-5,
+          ),
+        );
+      }
+      isReused = graph !== "denoiser_body";
+      return outputs;
+    };
+    harness.loop.submit(sample("a", 1, { guidance: 1.5, prompt: "x" }));
+    await harness.finish("a");
+    expect(new Set(added).size).toBe(2); // the passes', which differ by their text
+    expect(reused.length).toBeGreaterThan(2 * CHUNK);
+    expect(new Set(reused)).toEqual(new Set([true]));
+  });
+
+  test("skips as it does in one batch where a guided sample's passes do not fit one", async () => {
+    const one = sample("a", 1, { guidance: 1.5, prompt: "x" });
+    const wide = await dream([one]);
+    const manifest = manifestWith(0.15);
+    const narrow = await createHarness({
+      manifest: { ...manifest, engine: { ...manifest.engine, max_batch_samples: 1 } },
+    });
+    narrow.loop.submit(one);
+    await narrow.finish("a");
+    expect(runsOf(narrow.graphs, "denoiser_body").every(({ rows }) => rows === 1)).toBe(true);
+    expect(narrow.counters.teacache_rows_skipped).toBe(wide.counters.teacache_rows_skipped);
+    expect(latentsOf(narrow, 1)).toEqual(latentsOf(wide, 1));
   });
 
   test("a threshold that nothing stays under gives exactly what no TeaCache gives", async () => {

@@ -60,8 +60,8 @@ test.each([
   expect(bytes).toEqual(Array.from({ length: 24 / frames }, () => frames * FRAME_BYTES));
 
   // One step a block: its noisy input is the chunk's noise, which does not depend on the blocks.
-  const noise = heads.slice(0, positions.length).flatMap(({ noisy }) => [...(noisy?.data ?? [])]);
-  expect(noise).toEqual([...chunkNoise(1n, 0, 12 / c)]);
+  const noise = heads.flatMap(({ noisy }) => [...(noisy?.data ?? [])]);
+  expect(noise).toEqual([...chunkNoise(1n, 0, 12 / c), ...chunkNoise(1n, 1, 12 / c)]);
   // A block sees the conditioning frame and the latents before it, and zeros after them.
   for (const [i, { latents }] of heads.slice(0, positions.length).entries()) {
     const known = [...(latents?.data ?? [])].map((value) => value !== 0);

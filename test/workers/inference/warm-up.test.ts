@@ -35,8 +35,10 @@ async function warmOn({ samples = 16, rowBytes = 0, freeBytes = 0, failsAt, erro
     largest = Math.max(largest, rows);
   };
   const gauge: MemoryGauge = {
-    usedBytes: () => 100 * MIB + largest * rowBytes,
-    availableBytes: () => freeBytes - largest * rowBytes,
+    read: async () => ({
+      usedBytes: 100 * MIB + largest * rowBytes,
+      availableBytes: freeBytes - largest * rowBytes,
+    }),
   };
   const warm = await warmUp({ manifest, graphs, memory: rowBytes > 0 ? gauge : null, now: () => 0 });
   const sizes = [...new Set(runsOf(graphs, "denoiser_body").map(({ rows }) => rows))];

@@ -51,6 +51,19 @@ describe.each(["postgres", "redis"] as const)("with the queue on %s", (backend) 
     await eventually(async () => (await place.predictions.find(id)) === null);
   });
 
+  test("a job that stands in both queues runs twice, ends as one run says, and disturbs nobody", async () => {
+    const { engine } = await workers.start();
+    const { id, data } = await place.prepare({ ...slow, ...bulk });
+    for (const queue of [place.predictions, place.bulkPredictions]) await queue.add(id, data);
+    await eventually(() => engine.stats.samples_admitted === 2); // at the same time
+    const neighbour = await place.submit();
+    for (const job of [id, neighbour.id]) expect(await place.outcomeOf(job)).toMatchObject({ kind: "succeeded" });
+    for (const queue of [place.predictions, place.bulkPredictions]) {
+      await eventually(async () => (await queue.find(id)) === null);
+    }
+    expect(engine.stats.samples_finished).toBe(3); // the other run, too, and without a fault
+  });
+
   test("after an engine fault the jobs of both lanes go back to their queues, to run alone, and one fails", async () => {
     const first = await workers.start();
     const [neighbour, bulkNeighbour] = [await place.submit(slow), await place.submit({ ...slow, ...bulk })];

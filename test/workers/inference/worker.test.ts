@@ -14,7 +14,7 @@ import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { eventually } from "./support/eventually.ts";
 import { CHUNK, POISON_ACTION, SIDE } from "./support/tiny-bundle.ts";
-import { createWorkersHere, type WorkersHere } from "./support/workers-here.ts";
+import { createWorkersHere, unscored, type WorkersHere } from "./support/workers-here.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
 /** Turns of the loop that make one forward last some milliseconds, so that a rollout can be caught in the act. */
@@ -160,10 +160,10 @@ test("two runs of one attempt leave both their videos whole, and the result name
     const { engine } = await startWorker();
     const workDir = await mkdtemp(join(place.modelsDir, "videos-"));
     const encoderSlots = { realtime: createSlots(1), bulk: createSlots(1) };
-    const parts = { ...place, engine, ffmpegPath, encoderSlots, samplesMax: 1, workDir };
+    const parts = { ...place, ...unscored, engine, ffmpegPath, encoderSlots, samplesMax: 1, workDir };
     const signal = new AbortController().signal;
     const turn = { take: () => Promise.resolve("run" as const), giveBack: () => undefined };
-    const attempt = { id, job: data, lane: data.lane, alone: false, signal, turn, onProgress: () => undefined };
+    const attempt = { job: data, lane: data.lane, alone: false, signal, turn, onProgress: () => undefined };
     return runRolloutJob(attempt, parts);
   };
   const ends = await Promise.all([run(), run()]);

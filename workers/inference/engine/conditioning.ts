@@ -12,8 +12,10 @@ import { schedule } from "./sampler.ts";
 import { float32, int64, rowsOf, type Tensors } from "./tensor.ts";
 import { type Prompt, tokenize } from "./text.ts";
 
-/** Prompts kept beside "" and null. A planner has one or two; the limit bounds memory (a big model's K/V are MBs). */
+/** Prompts kept beside "" and null, in each cache. A planner has one or two. */
 const PROMPTS_KEPT = 64;
+/** And their tensors' bytes: a prompt's K/V are hundreds of MB in a model of billions of parameters. */
+const PROMPT_BYTES_KEPT = 512 * 2 ** 20;
 
 /**
  * The steps of one (num_steps, shift): `t` has num_steps + 1 values, `rows` one a step: `t` itself and, where it is
@@ -41,8 +43,8 @@ export interface ConditioningOptions {
 export async function createConditioning(options: ConditioningOptions): Promise<Conditioning> {
   const { manifest, run, counters, served, hasTextKv } = options;
   const { max_tokens: maxTokens } = manifest.text;
-  const encodings = createPromptCache();
-  const keysAndValues = createPromptCache();
+  const encodings = createPromptCache(PROMPT_BYTES_KEPT);
+  const keysAndValues = createPromptCache(PROMPT_BYTES_KEPT);
   // At most NUM_STEPS_MAX schedules exist, so this needs no limit of its own.
   const tabulated = new Map<number, Timesteps>();
 
@@ -94,9 +96,11 @@ export async function createConditioning(options: ConditioningOptions): Promise<
   };
 }
 
-function createPromptCache() {
+/** Exported for its test. The latest prompts up to `bytesMax`, the latest of all however large it is. */
+export function createPromptCache(bytesMax: number) {
   const pinned = new Map<Prompt, Tensors>();
   const recent = new Map<Prompt, Tensors>();
+  let bytes = 0;
 
   function put(prompt: Prompt, tensors: Tensors): Tensors {
     if (prompt === "" || prompt === null) {
@@ -104,11 +108,19 @@ function createPromptCache() {
       return tensors;
     }
     // A Map iterates in order of insertion: putting it in again makes it the most recent.
-    recent.delete(prompt);
+    drop(prompt);
     recent.set(prompt, tensors);
-    const [oldest] = recent.keys();
-    if (recent.size > PROMPTS_KEPT && oldest !== undefined) recent.delete(oldest);
+    bytes += bytesIn(tensors);
+    for (const oldest of recent.keys()) {
+      if (recent.size <= PROMPTS_KEPT && (bytes <= bytesMax || recent.size === 1)) break;
+      drop(oldest);
+    }
     return tensors;
+  }
+
+  function drop(prompt: Prompt): void {
+    bytes -= bytesIn(recent.get(prompt) ?? {});
+    recent.delete(prompt);
   }
 
   return {
@@ -119,3 +131,6 @@ function createPromptCache() {
     },
   };
 }
+
+const bytesIn = (tensors: Tensors): number =>
+  Object.values(tensors).reduce((sum, { data }) => sum + data.byteLength, 0);

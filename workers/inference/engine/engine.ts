@@ -4,17 +4,18 @@
  * take effect between two runs, and a run that never ends is reported as a fault that only the end of the process
  * repairs.
  */
+import { strict as assert } from "node:assert";
 import { Worker } from "node:worker_threads";
 
 import type { Manifest, OptimisationName } from "#contract/manifest.ts";
 import type { Log } from "#platform/log.ts";
 import { settlesWithin } from "#platform/bounded.ts";
 
-import { createCounters, type EngineStats } from "./counters.ts";
+import type { EngineStats } from "./counters.ts";
 import type { EngineEvent, EngineRequest } from "./loop.ts";
 import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
 import { namesOf, type Specs, specsOf } from "./optimisations.ts";
-import type { WarmUp } from "./warm-up.ts";
+import type { SessionTuning } from "./session-tuning.ts";
 
 /** Loading and warming: a bundle that takes longer than this will not come up. */
 const LOAD_TIMEOUT_MS = 300_000;
@@ -47,6 +48,10 @@ export interface EngineOptions {
   readonly bundleDir: string;
   readonly manifest: Manifest;
   readonly providers: readonly string[];
+  /** Number of the device that cuda and tensorrt use; 0 unless given. */
+  readonly device?: number;
+  /** What differs from the default (session-tuning.ts). */
+  readonly tuning?: Partial<SessionTuning>;
   /** One run of one graph must end within this. */
   readonly runTimeoutMs: number;
   /** Those that rollouts are served with; unset: all that the bundle has. */
@@ -81,6 +86,7 @@ export interface Engine {
   stop(): Promise<boolean>;
 }
 
+type ReadyMessage = Extract<FromThread, { type: "ready" }>;
 type FramesEvent = Extract<EngineEvent, { type: "frames" }>;
 
 interface InHand {
@@ -94,22 +100,23 @@ interface InHand {
  * OptimisationMissing when it does not have what was asked for.
  */
 export async function startEngine(options: EngineOptions): Promise<Engine> {
-  const { bundleDir, manifest, providers, runTimeoutMs, log } = options;
+  const { bundleDir, manifest, providers, device = 0, tuning = {}, runTimeoutMs, log } = options;
   const specs = specsOf(manifest, options.optimisations);
   const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
   const pulse = new Int32Array(new SharedArrayBuffer(Object.keys(PULSE).length * Int32Array.BYTES_PER_ELEMENT));
   const thread = new Worker(new URL("./thread.ts", import.meta.url), {
     name: "engine",
-    workerData: { bundleDir, manifest, providers, specs, pulse } satisfies ThreadData,
+    workerData: { bundleDir, manifest, providers, device, tuning, specs, pulse } satisfies ThreadData,
   });
   const exited = new Promise<void>((resolve) => thread.once("exit", () => resolve()));
-  const { samplesMax, limitedBy } = await untilReady(thread);
+  const ready = await untilReady(thread);
+  const { samplesMax, limitedBy } = ready.warmUp;
   const optimisations = { served: namesOf(specs.served), base: namesOf(specs.base) };
   log.info({ samples_max: samplesMax, optimisations, fixed: specs.fixed }, "engine warm");
   if (limitedBy) log.warn({ samples_max: samplesMax }, `fewer samples than the manifest allows: ${limitedBy}`);
 
   const inHand = new Map<string, InHand>();
-  const state = { stats: createCounters() as EngineStats, stopping: false, fault: null as EngineFault | null };
+  const state = { stats: ready.stats, stopping: false, fault: null as EngineFault | null };
   const failed = Promise.withResolvers<EngineFault>();
 
   function fail(fault: EngineFault): void {
@@ -139,9 +146,9 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
     );
   }
 
-  async function giveFrames({ onFrames }: InHand, { id, candidate, frames }: FramesEvent): Promise<void> {
-    await onFrames(candidate, frames);
-    post({ type: "taken", id, candidate, frames: frames.byteLength / frameBytes });
+  async function giveFrames(request: InHand, { id, candidate, frames }: FramesEvent): Promise<void> {
+    await request.onFrames(candidate, frames);
+    if (inHand.get(id) === request) post({ type: "taken", id, candidate, frames: frames.byteLength / frameBytes });
   }
 
   thread.on("message", (message: FromThread) => {
@@ -173,13 +180,20 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
 
     submit(request, onFrames) {
       const { promise, resolve, reject } = Promise.withResolvers<EngineResult>();
+      const own: InHand = { onFrames, resolve, reject };
       if (state.fault || state.stopping) {
         reject(new EngineUnavailable("the engine has failed or stopped", { cause: state.fault }));
       } else {
-        inHand.set(request.id, { onFrames, resolve, reject });
+        assert(!inHand.has(request.id), `${request.id} is in hand already`); // there it would end the thread, and all
+        inHand.set(request.id, own);
         post({ type: "submit", request });
       }
-      return { done: promise, cancel: () => post({ type: "cancel", id: request.id }) };
+      return {
+        done: promise,
+        cancel() {
+          if (inHand.get(request.id) === own) post({ type: "cancel", id: request.id });
+        },
+      };
     },
 
     async stop() {
@@ -208,15 +222,15 @@ export function createHangWatch(timeoutMs: number, readPulse: () => number) {
 }
 
 /** The thread's first message says that it is ready; an error or an end before it is why it never will be. */
-async function untilReady(thread: Worker): Promise<WarmUp> {
-  const { promise, resolve, reject } = Promise.withResolvers<WarmUp>();
+async function untilReady(thread: Worker): Promise<ReadyMessage> {
+  const { promise, resolve, reject } = Promise.withResolvers<ReadyMessage>();
   const onExit = (code: number) => reject(new Error(`the engine thread ended with code ${code} while loading`));
   const timer = setTimeout(
     () => reject(new Error(`the engine did not load in ${LOAD_TIMEOUT_MS} ms`)),
     LOAD_TIMEOUT_MS,
   );
   thread.once("message", (message: FromThread) => {
-    if (message.type === "ready") resolve(message.warmUp);
+    if (message.type === "ready") resolve(message);
   });
   thread.once("error", reject);
   thread.once("exit", onExit);

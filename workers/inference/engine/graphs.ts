@@ -25,22 +25,23 @@ export interface Graphs {
   release(): Promise<void>;
 }
 
-/** The graphs of a stage, one after the other on one batch, each seeing the outputs of those before it. */
-export function graphsOf(
-  stage: Stage,
+/** The graphs of each stage, one after the other on one batch, each seeing the outputs of those before it. */
+export type StageGraphs = Readonly<Record<Stage, readonly GraphName[]>>;
+
+export function stageGraphsOf(
   { timestepLut, fusedQkv }: Pick<Optimisations, "timestepLut" | "fusedQkv">,
   signatures: Graphs["signatures"],
-): readonly GraphName[] {
+): StageGraphs {
+  const there = (...graphs: readonly GraphName[]) => graphs.filter((graph) => signatures[graph]);
   const body = !fusedQkv && signatures.denoiser_body_unfused ? "denoiser_body_unfused" : "denoiser_body";
-  const head: GraphName[] = timestepLut ? ["denoiser_head"] : ["timestep", "text_kv", "denoiser_head"];
-  const graphs: Record<Stage, readonly GraphName[]> = {
-    encode: ["frame_encoder"],
+  const head = timestepLut ? there("denoiser_head") : there("timestep", "text_kv", "denoiser_head");
+  return {
+    encode: there("frame_encoder"),
     head,
-    body: [body, "denoiser_tail"],
-    denoise: [...head, body, "denoiser_tail"],
-    decode: ["advance", "decoder"],
+    body: there(body, "denoiser_tail"),
+    denoise: there(...head, body, "denoiser_tail"),
+    decode: there("advance", "decoder"),
   };
-  return graphs[stage].filter((graph) => signatures[graph]);
 }
 
 /** A bundle whose graphs do not fit its manifest; the message names graph and tensor and says what was expected. */
@@ -148,13 +149,18 @@ export function checkBundle(manifest: Manifest, graphs: Graphs): void {
   }
 }
 
-/** TeaCache reads and writes these tensors itself. */
+/** TeaCache reads and writes these tensors itself, and of what a body gives it has no other when it skips one. */
 function teacacheProblems({ signatures }: Graphs): string[] {
   const outputs = [...(signatures.denoiser_head?.outputs ?? []), ...(signatures.denoiser_body?.outputs ?? [])];
-  return ["modulated", "tokens", "tokens_out"].flatMap((wanted) => {
+  const types = ["modulated", "tokens", "tokens_out"].flatMap((wanted) => {
     const type = outputs.find(({ name }) => name === wanted)?.type ?? "nowhere";
     return type === "float32" ? [] : [`teacache needs ${wanted} in float32 from the denoiser, it is ${type}`];
   });
+  const bodys = new Set(signatures.denoiser_body?.outputs.map(({ name }) => name));
+  const missed = (signatures.denoiser_tail?.inputs ?? [])
+    .filter(({ name }) => name !== "tokens_out" && bodys.has(name))
+    .map(({ name }) => `denoiser_tail takes ${name} from denoiser_body, which teacache may skip`);
+  return [...types, ...missed];
 }
 
 /** A tensor of a reserved name against its shape; null dimensions of the graph fit anything. */

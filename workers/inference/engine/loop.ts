@@ -2,10 +2,10 @@
  * The engine: plan → run → apply over all live samples, one forward at a time.
  *
  * 1. A request is a rollout: one start frame, K action sequences, a lane. It waits in line.
- * 2. Its candidates become live samples, oldest rollout first, as long as the engine holds fewer than `rowsMax` of
- *    its lane; a rollout with more candidates than that goes through in waves.
+ * 2. Its candidates become live samples, the oldest rollout of a lane first, as long as the engine holds fewer than
+ *    `rowsMax` of its lane; a rollout with more candidates than that goes through in waves.
  * 3. The first of them looks up the prompt's text tensors and the schedule's timestep rows for all, computing what is
- *    not known yet.
+ *    not known yet: while realtime is live, for one bulk rollout between two forwards and no more.
  * 4. `planForward` picks a stage and the samples that take it together, realtime ones first.
  * 5. Their rows are stacked, the stage's graphs run, the results are split.
  * 6. Each sample moves on; decoded frames go out at once, block by block. One that is too far ahead of whoever takes
@@ -21,7 +21,7 @@ import type { Lane } from "#contract/rollout.ts";
 
 import { createConditioning } from "./conditioning.ts";
 import type { EngineCounters } from "./counters.ts";
-import { type Graphs, graphsOf } from "./graphs.ts";
+import { type Graphs, stageGraphsOf } from "./graphs.ts";
 import type { SpecName, Specs } from "./optimisations.ts";
 import { FIRST_PLAN, type Forward, planForward, type Plannable, type RowLimits } from "./plan.ts";
 import { createRunChain } from "./run-chain.ts";
@@ -96,6 +96,8 @@ export interface LoopOptions {
   readonly now: () => number;
 }
 
+const LANES_IN_TURN = ["realtime", "bulk"] as const satisfies readonly Lane[];
+
 /** What the candidates of a rollout have in common. */
 type Shared = Pick<SampleSpec, "text" | "nullText" | "timesteps">;
 
@@ -113,36 +115,55 @@ interface RolloutInHand {
 
 export async function createLoop(options: LoopOptions): Promise<Loop> {
   const { manifest, graphs, rowLimits, specs, counters, emit, now } = options;
-  const run = createRunChain(graphs, counters, options.onRun);
+  const run = createRunChain(graphs, counters, () => {
+    state.runs += 1;
+    options.onRun();
+  });
   const { served } = specs;
   const hasTextKv = graphs.signatures.text_kv !== undefined;
-  const conditioning = await createConditioning({ manifest, run, counters, served, hasTextKv });
   // One way for all, so that the base spec shares the bodies of those that may skip them.
   const isSplit = served.teacache !== null;
 
   /** In order of arrival, as `live` is. */
   const rollouts = new Map<string, RolloutInHand>();
   let live: Sample[] = [];
-  /** `hasNews`: since the loop last looked who may join. */
-  const state = { stopped: false, hasNews: false, wake: null as (() => void) | null, plan: FIRST_PLAN };
-  const runStage = createStages({ graphs, run, counters, live: () => live, onFrames });
+  /** `hasNews`: since the loop last looked who may join. `runs`: of graphs. */
+  const state = { stopped: false, hasNews: false, wake: null as (() => void) | null, plan: FIRST_PLAN, runs: 0 };
+  const conditioning = await createConditioning({ manifest, run, counters, served, hasTextKv });
+  const stageGraphs = {
+    served: stageGraphsOf(specs.served, graphs.signatures),
+    base: stageGraphsOf(specs.base, graphs.signatures),
+  };
+  const runStage = createStages({ run, rowsMax: rowLimits.rowsMax, counters, live: () => live, onFrames });
 
-  const hasRoom = (lane: Lane): boolean => live.filter(({ spec }) => spec.lane === lane).length < rowLimits.rowsMax;
+  const liveOf = (lane: Lane): number => live.filter(({ spec }) => spec.lane === lane).length;
+  const hasPlaceFor = ({ candidatesAdmitted, request: { actions, lane } }: RolloutInHand): boolean =>
+    candidatesAdmitted < actions.length && liveOf(lane) < rowLimits.rowsMax;
 
   async function admit(): Promise<void> {
-    for (const rollout of rollouts.values()) {
-      const { id, actions, seed, guidance, lane, alone, spec } = rollout.request;
-      while (rollout.candidatesAdmitted < actions.length && hasRoom(lane)) {
-        rollout.startedAt ??= now();
-        rollout.shared ??= await share(rollout.request);
-        // That wait is where a cancellation can come in.
-        const candidate = rollout.candidatesAdmitted++;
-        const sequence = actions[candidate];
-        if (!rollouts.has(id) || !sequence) break;
-        const own = { rolloutId: id, candidate, lane, seed, guidance, alone, start: rollout.start, actions: sequence };
-        live.push(createSample({ ...own, ...rollout.shared, optimisations: specs[spec], isSplit }, manifest));
-        counters.samples_admitted += 1;
+    for (const lane of LANES_IN_TURN) {
+      for (const rollout of rollouts.values()) {
+        if (rollout.request.lane !== lane || !hasPlaceFor(rollout)) continue;
+        const runsBefore = state.runs;
+        await admitCandidates(rollout);
+        if (lane === "bulk" && state.runs > runsBefore && liveOf("realtime") > 0) return;
       }
+    }
+  }
+
+  async function admitCandidates(rollout: RolloutInHand): Promise<void> {
+    const { id, actions, seed, guidance, lane, alone, spec } = rollout.request;
+    rollout.startedAt ??= now();
+    rollout.shared ??= await share(rollout.request);
+    if (rollouts.get(id) !== rollout) return; // cancelled meanwhile
+    const ofSpec = { ...rollout.shared, optimisations: specs[spec], graphs: stageGraphs[spec], isSplit };
+    while (hasPlaceFor(rollout)) {
+      const candidate = rollout.candidatesAdmitted++;
+      const sequence = actions[candidate];
+      assert(sequence);
+      const own = { rolloutId: id, candidate, lane, seed, guidance, alone, start: rollout.start, actions: sequence };
+      live.push(createSample({ ...own, ...ofSpec }, manifest));
+      counters.samples_admitted += 1;
     }
   }
 
@@ -155,17 +176,11 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
     };
   }
 
-  function asReady(sample: Sample): Ready {
-    const stage = stageOf(sample);
-    const { lane, alone, optimisations } = sample.spec;
-    const graphsThere = graphsOf(stage, optimisations, graphs.signatures).join(" ");
-    return { sample, lane, alone, stage, graphs: graphsThere, rows: rowsNeeded(sample) };
-  }
-
   function onFrames(sample: Sample, frames: Uint8Array): void {
     const { rolloutId: id, candidate } = sample.spec;
     sample.framesAhead += manifest.shapes.block_frames;
-    if (rollouts.has(id)) emit({ type: "frames", id, candidate, frames });
+    // Not by its id: it may have been cancelled in this forward, and the same id be in hand again.
+    if (live.includes(sample)) emit({ type: "frames", id, candidate, frames });
   }
 
   function park({ samples, displaced }: Forward<Ready>): void {
@@ -258,4 +273,10 @@ export async function createLoop(options: LoopOptions): Promise<Loop> {
       tellNews();
     },
   };
+}
+
+function asReady(sample: Sample): Ready {
+  const stage = stageOf(sample);
+  const { lane, alone, graphs } = sample.spec;
+  return { sample, lane, alone, stage, graphs: graphs[stage].join(" "), rows: rowsNeeded(sample) };
 }

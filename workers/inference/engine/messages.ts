@@ -4,12 +4,15 @@ import type { Manifest } from "#contract/manifest.ts";
 import type { EngineStats } from "./counters.ts";
 import type { EngineEvent, EngineRequest } from "./loop.ts";
 import type { Specs } from "./optimisations.ts";
+import type { SessionTuning } from "./session-tuning.ts";
 import type { WarmUp } from "./warm-up.ts";
 
 export interface ThreadData {
   readonly bundleDir: string;
   readonly manifest: Manifest;
   readonly providers: readonly string[];
+  readonly device: number;
+  readonly tuning: Partial<SessionTuning>;
   readonly specs: Specs;
   /** Shared, so that the main thread sees that the engine lives without a message a run; see PULSE. */
   readonly pulse: Int32Array;

@@ -1,6 +1,7 @@
 /** A bundle's graphs on ONNX Runtime. `run()` blocks the thread it is called on: this belongs in the engine thread. */
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 
 import * as ort from "onnxruntime-node";
@@ -8,17 +9,23 @@ import * as ort from "onnxruntime-node";
 import { GRAPH_NAMES, type GraphName, type Manifest } from "#contract/manifest.ts";
 
 import { BundleMismatch, type Graphs, type GraphSignature, type TensorSpec } from "./graphs.ts";
-import { float32, int64, type Tensor, type Tensors, uint8 } from "./tensor.ts";
+import { defaultTuning, type SessionTuning } from "./session-tuning.ts";
+import { float32, int64, type Tensor, uint8 } from "./tensor.ts";
 
 export interface OnnxOptions {
   readonly bundleDir: string;
   readonly manifest: Manifest;
   /** Execution providers in order of preference: cpu, cuda, tensorrt. */
   readonly providers: readonly string[];
+  /** Number of the device that cuda and tensorrt use. */
+  readonly device?: number | undefined;
+  /** What differs from the default. */
+  readonly tuning?: Partial<SessionTuning> | undefined;
 }
 
 /** Loads every graph of the bundle. Throws BundleMismatch when a file is not the one that the manifest names. */
-export async function openOnnxGraphs({ bundleDir, manifest, providers }: OnnxOptions): Promise<Graphs> {
+export async function openOnnxGraphs(options: OnnxOptions): Promise<Graphs> {
+  const { bundleDir, manifest } = options;
   const sessions = new Map<GraphName, ort.InferenceSession>();
   for (const graph of GRAPH_NAMES) {
     const entry = manifest.graphs[graph];
@@ -29,7 +36,7 @@ export async function openOnnxGraphs({ bundleDir, manifest, providers }: OnnxOpt
     if (sha256 !== entry.sha256) {
       throw new BundleMismatch(`${path} has SHA-256 ${sha256}, the manifest says ${entry.sha256}`);
     }
-    sessions.set(graph, await openSession(path, bytes, providers));
+    sessions.set(graph, await openSession(path, bytes, options));
   }
 
   const signatures: Partial<Record<GraphName, GraphSignature>> = {};
@@ -45,10 +52,13 @@ export async function openOnnxGraphs({ bundleDir, manifest, providers }: OnnxOpt
     async run(graph, inputs) {
       const session = sessions.get(graph);
       if (!session) throw new Error(`the bundle has no graph ${graph}`);
-      const feeds = Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, toOrt(tensor)]));
-      return Object.fromEntries(
-        Object.entries(await session.run(feeds)).map(([name, tensor]) => [name, fromOrt(graph, name, tensor)]),
-      ) satisfies Tensors;
+      const feeds: Record<string, ort.Tensor> = {};
+      for (const [name, tensor] of Object.entries(inputs)) feeds[name] = toOrt(tensor);
+      const outputs: Record<string, Tensor> = {};
+      for (const [name, tensor] of Object.entries(await session.run(feeds))) {
+        outputs[name] = fromOrt(graph, name, tensor);
+      }
+      return outputs;
     },
     async release() {
       for (const session of sessions.values()) await session.release();
@@ -57,15 +67,26 @@ export async function openOnnxGraphs({ bundleDir, manifest, providers }: OnnxOpt
   };
 }
 
-async function openSession(path: string, bytes: Buffer, providers: readonly string[]): Promise<ort.InferenceSession> {
+async function openSession(
+  path: string,
+  bytes: Buffer,
+  { providers, device = 0, tuning }: OnnxOptions,
+): Promise<ort.InferenceSession> {
+  const { threads, spinning, optimisation, execution, arena, memoryPattern } = {
+    ...defaultTuning(availableParallelism()),
+    ...tuning,
+  };
   try {
     return await ort.InferenceSession.create(bytes, {
-      executionProviders: [...providers],
-      executionMode: "sequential",
-      // The main thread renews locks and feeds ffmpeg on the other cores; more threads here starve it, and small
-      // graphs are no faster with them.
-      intraOpNumThreads: 1,
-      interOpNumThreads: 1,
+      // The binding passes on no other option of a provider than the device's number.
+      executionProviders: providers.map((name) => (name === "cpu" ? name : { name, deviceId: device })),
+      executionMode: execution,
+      intraOpNumThreads: threads,
+      interOpNumThreads: execution === "parallel" ? threads : 1,
+      graphOptimizationLevel: optimisation,
+      enableCpuMemArena: arena,
+      enableMemPattern: memoryPattern,
+      extra: { session: { intra_op: { allow_spinning: spinning ? "1" : "0" } } },
       logSeverityLevel: 3, // errors: constant-folding warnings of an exporter are no news to an operator
     });
   } catch (error) {

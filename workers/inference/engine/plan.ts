@@ -8,7 +8,8 @@
  *   whose time grows with every row they do not); without a realtime sample they lead themselves.
  * - Bulk is not starved: once `BULK_EVERY` forwards that realtime led went without the oldest bulk sample, the next
  *   forward is that sample's, and realtime takes the rows that are left. So a realtime sample waits for at most one
- *   forward on behalf of bulk, and the oldest bulk sample takes part in every ninth forward at least.
+ *   forward on behalf of bulk, other bulk samples come along only as far as they cost little, and the oldest one takes part
+ *   in every ninth forward at least.
  * - Nobody starves within a lane: short stages come a fixed number of times between two expensive ones, the number of
  *   live samples is limited, and within a stage the oldest has its place first.
  * - An alone sample waits until it is the oldest of its lane and then has its forwards for itself.
@@ -57,7 +58,7 @@ export interface Plan<S> {
 export interface RowLimits {
   /** Rows of a forward. */
   readonly rowsMax: number;
-  /** `fillTo[r]`: rows that a forward with r realtime rows may have in all once bulk ones are added. */
+  /** `fillTo[r]`: rows that a forward of r rows may have in all once bulk ones are added, while realtime samples are there. */
   readonly fillTo: readonly number[];
 }
 
@@ -69,7 +70,7 @@ export interface RowBudget {
   readonly used: number;
 }
 
-/** A forward holds at most `rowsMax` rows, but always one sample: else a guided one could never run where rowsMax is 1. */
+/** A forward holds at most `rowsMax` rows, but always one sample, whose passes then go one after the other (stages.ts). */
 export function createRowBudget(rowsMax: number): RowBudget {
   let used = 0;
   let max = rowsMax;
@@ -106,7 +107,8 @@ export function planForward<S extends Plannable>(
   const takeFrom = (lane: readonly S[]) =>
     lane.filter((sample) => sharesWith(leader, sample) && budget.tryAdd(sample.rows));
   const samples = takeFrom(isLedByRealtime ? realtime : [leader, ...realtime]);
-  if (isLedByRealtime) budget.limitTo(fillTo[budget.used] ?? rowsMax);
+  // In bulk's own turn as well: realtime waits for this forward.
+  if (realtime.length > 0) budget.limitTo(fillTo[budget.used] ?? rowsMax);
   samples.push(...takeFrom(bulk.filter((sample) => sample !== leader)));
   const isTaken = new Set(samples);
   const displaced = bulk.filter((sample) => isLedByRealtime && sharesWith(leader, sample) && !isTaken.has(sample));

@@ -15,12 +15,10 @@ export function createRunChain(graphs: Graphs, counters: EngineCounters, onRun: 
   return async (chain, rows) => {
     const outputs: Record<string, Tensor> = {};
     for (const graph of chain) {
-      const inputs = Object.fromEntries(
-        (graphs.signatures[graph]?.inputs ?? []).map(({ name }) => [
-          name,
-          outputs[name] ?? stack(name, columnOf(graph, name, rows)),
-        ]),
-      );
+      const inputs: Record<string, Tensor> = {};
+      for (const { name } of graphs.signatures[graph]?.inputs ?? []) {
+        inputs[name] = outputs[name] ?? stack(name, columnOf(graph, name, rows));
+      }
       Object.assign(outputs, await graphs.run(graph, inputs));
       counters.runs[graph] += 1;
       counters.rows[graph] += rows.length;

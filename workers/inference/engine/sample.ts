@@ -8,7 +8,7 @@ import type { Manifest } from "#contract/manifest.ts";
 import type { Lane } from "#contract/rollout.ts";
 
 import type { Timesteps } from "./conditioning.ts";
-import { latentFramesOf } from "./graphs.ts";
+import { latentFramesOf, type StageGraphs } from "./graphs.ts";
 import type { Optimisations } from "./optimisations.ts";
 import { chunkNoise } from "./philox.ts";
 import type { Stage } from "./plan.ts";
@@ -28,6 +28,8 @@ export interface SampleSpec {
   readonly candidate: number;
   readonly lane: Lane;
   readonly optimisations: Optimisations;
+  /** Those of these optimisations. */
+  readonly graphs: StageGraphs;
   /** A denoising step is two forwards, head and body: in engines whose TeaCache may skip the second. */
   readonly isSplit: boolean;
   readonly seed: bigint;
@@ -152,7 +154,7 @@ export function stepIfComplete(sample: Sample): void {
   const { spec, passes, step, noisy } = sample;
   if (passes.some(({ velocity }) => !velocity)) return;
   const [cond, uncond] = passes.map(({ velocity }) => velocity && floatsOf(velocity));
-  const [now, after] = spec.timesteps.t.subarray(step, step + 2);
+  const { [step]: now, [step + 1]: after } = spec.timesteps.t;
   assert(cond && now !== undefined && after !== undefined);
   const velocity = uncond ? guide(cond, uncond, spec.guidance) : cond;
   sample.noisy = float32(noisy.dims, eulerStep(floatsOf(noisy), velocity, now, after));

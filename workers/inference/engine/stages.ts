@@ -2,7 +2,6 @@
 import { strict as assert } from "node:assert";
 
 import type { EngineCounters } from "./counters.ts";
-import { type Graphs, graphsOf } from "./graphs.ts";
 import type { Stage } from "./plan.ts";
 import type { RunChain } from "./run-chain.ts";
 import { applyBlock, applyEncoded, decodeRow, denoiseRow, type Pass, type Sample, stepIfComplete } from "./sample.ts";
@@ -10,8 +9,9 @@ import { residualOf, reuseResidual, watch } from "./teacache.ts";
 import { bytesOf, float32, floatsOf, rowOf, rowsOf, type Tensor, type Tensors } from "./tensor.ts";
 
 export interface StagesOptions {
-  readonly graphs: Pick<Graphs, "signatures">;
   readonly run: RunChain;
+  /** No batch is larger; the passes of a sample that are more go one after the other. */
+  readonly rowsMax: number;
   readonly counters: EngineCounters;
   /** Every live sample: whoever waits for a frame that another had encoded goes on, too. */
   readonly live: () => readonly Sample[];
@@ -28,13 +28,11 @@ interface Row {
   readonly pass: Pass;
 }
 
-export function createStages({ graphs, run, counters, live, onFrames }: StagesOptions): RunStage {
-  const { signatures } = graphs;
-
+export function createStages({ run, rowsMax, counters, live, onFrames }: StagesOptions): RunStage {
   function runGraphsOf(stage: Stage, samples: readonly Sample[], rows: readonly Tensors[]): Promise<Tensors> {
     const [first] = samples;
     assert(first);
-    return run(graphsOf(stage, first.spec.optimisations, signatures), rows);
+    return run(first.spec.graphs[stage], rows);
   }
 
   async function encode(samples: readonly Sample[]): Promise<void> {
@@ -60,25 +58,27 @@ export function createStages({ graphs, run, counters, live, onFrames }: StagesOp
   }
 
   async function denoise(samples: readonly Sample[]): Promise<void> {
-    const rows = rowsOfSteps(samples);
-    const tensors = rows.map(({ sample, pass }) => denoiseRow(sample, pass));
-    const { velocity } = await runGraphsOf("denoise", samples, tensors);
+    for (const rows of batchesOf(rowsOfSteps(samples))) {
+      const tensors = rows.map(({ sample, pass }) => denoiseRow(sample, pass));
+      const { velocity } = await runGraphsOf("denoise", samples, tensors);
+      for (const [i, { pass }] of rows.entries()) pass.velocity = rowOf(given(velocity), i);
+    }
     countBatch(samples);
-    for (const [i, { pass }] of rows.entries()) pass.velocity = rowOf(given(velocity), i);
     for (const sample of samples) stepIfComplete(sample);
   }
 
   /** The cheap part, for all; a pass that may reuse its residual goes through the tail at once and needs no body. */
   async function head(samples: readonly Sample[]): Promise<void> {
-    const rows = rowsOfSteps(samples);
-    const tensors = rows.map(({ sample, pass }) => denoiseRow(sample, pass));
-    const output = await runGraphsOf("head", samples, tensors);
-    const reusing: Row[] = [];
-    for (const [i, row] of rows.entries()) {
-      row.pass.headed = { ...tensors[i], ...rowsOf(output, i) };
-      if (mayReuse(row)) reusing.push(row);
+    for (const rows of batchesOf(rowsOfSteps(samples))) {
+      const tensors = rows.map(({ sample, pass }) => denoiseRow(sample, pass));
+      const output = await runGraphsOf("head", samples, tensors);
+      const reusing: Row[] = [];
+      for (const [i, row] of rows.entries()) {
+        row.pass.headed = { ...tensors[i], ...rowsOf(output, i) };
+        if (mayReuse(row)) reusing.push(row);
+      }
+      if (reusing.length > 0) await tailOf(reusing);
     }
-    if (reusing.length > 0) await tailOf(reusing);
     for (const sample of samples) stepIfComplete(sample);
   }
 
@@ -108,23 +108,22 @@ export function createStages({ graphs, run, counters, live, onFrames }: StagesOp
   }
 
   async function body(samples: readonly Sample[]): Promise<void> {
-    const rows = samples.flatMap((sample) =>
+    const waiting = samples.flatMap((sample) =>
       sample.passes.filter(({ headed }) => headed).map((pass): Row => ({ sample, pass })),
     );
-    const output = await runGraphsOf(
-      "body",
-      samples,
-      rows.map(({ pass }) => pass.headed ?? {}),
-    );
-    countBatch(samples);
-    for (const [i, { sample, pass }] of rows.entries()) {
-      pass.velocity = rowOf(given(output["velocity"]), i);
-      if (sample.spec.optimisations.teacache && !isLastStep(sample)) {
-        const tokensOut = rowOf(given(output["tokens_out"]), i);
-        pass.residual = residualOf(floatsOf(tokensOut), floatsOf(given(pass.headed?.["tokens"])));
+    for (const rows of batchesOf(waiting)) {
+      const tensors = rows.map(({ pass }) => pass.headed ?? {});
+      const output = await runGraphsOf("body", samples, tensors);
+      for (const [i, { sample, pass }] of rows.entries()) {
+        pass.velocity = rowOf(given(output["velocity"]), i);
+        if (sample.spec.optimisations.teacache && !isLastStep(sample)) {
+          const tokensOut = rowOf(given(output["tokens_out"]), i);
+          pass.residual = residualOf(floatsOf(tokensOut), floatsOf(given(pass.headed?.["tokens"])));
+        }
+        pass.headed = null;
       }
-      pass.headed = null;
     }
+    countBatch(samples);
     for (const sample of samples) stepIfComplete(sample);
   }
 
@@ -135,6 +134,14 @@ export function createStages({ graphs, run, counters, live, onFrames }: StagesOp
       if (spec.guidance === 0 && passes.length === 1) counters.guidance_rows_saved += 1;
     }
     return samples.flatMap((sample) => sample.passes.map((pass) => ({ sample, pass })));
+  }
+
+  /** The planner keeps a forward within `rowsMax`, but for a sample that needs more by itself. */
+  function batchesOf(rows: readonly Row[]): readonly (readonly Row[])[] {
+    if (rows.length <= rowsMax) return [rows];
+    return Array.from({ length: Math.ceil(rows.length / rowsMax) }, (_, i) =>
+      rows.slice(i * rowsMax, (i + 1) * rowsMax),
+    );
   }
 
   function countBatch({ length }: readonly Sample[]): void {

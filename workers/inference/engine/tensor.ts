@@ -28,8 +28,9 @@ export const zeros = (type: Tensor["type"], dims: readonly number[]): Tensor => 
 
 /** Row `index` of a batch, as a view. */
 export function rowOf(batch: Tensor, index: number): Tensor {
-  const [count = 0, ...dims] = batch.dims;
-  assert(index < count, `row ${index} of a batch of ${count}`);
+  const { 0: count = 0 } = batch.dims;
+  if (index >= count) throw new RangeError(`row ${index} of a batch of ${count}`);
+  const dims = batch.dims.slice(1);
   const size = sizeOf(dims);
   return viewOf(batch, dims, index * size, size);
 }
@@ -71,7 +72,7 @@ interface Stacked {
 
 /**
  * A stacker keeps one buffer for each name, as large as its largest batch. A place that holds the very row it is to
- * hold (the text of a batch at its next step) is not written again.
+ * hold (the text of a batch at its next step) is not written again, and a batch of one is its row.
  */
 export function createStacker(): Stacker {
   const built = new Map<string, Stacked>();
@@ -79,6 +80,7 @@ export function createStacker(): Stacker {
     const first = rows[0];
     assert(first, `nothing to stack as ${name}`);
     const { type, dims } = first;
+    if (rows.length === 1) return viewOf(first, [1, ...dims], 0, sizeOf(dims));
     const last = built.get(name);
     const fits = last && last.type === type && sameDims(last.dims, dims) && (last.buffer.dims[0] ?? 0) >= rows.length;
     const stacked = fits ? last : { type, dims, buffer: zeros(type, [rows.length, ...dims]), places: [] };

@@ -9,18 +9,23 @@ import { createCounters } from "./counters.ts";
 import { checkBundle } from "./graphs.ts";
 import { createLoop } from "./loop.ts";
 import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
+import { deviceMemory } from "./device.ts";
 import { openOnnxGraphs } from "./onnx.ts";
 import { createOutbox } from "./outbox.ts";
+import { isOnDevice } from "./providers.ts";
 import { processMemory, warmUp } from "./warm-up.ts";
 
 assert(parentPort, "this is the entry of a worker thread");
 const port = parentPort;
-const { bundleDir, manifest, providers, specs, pulse } = workerData as ThreadData; // engine.ts starts this thread, with these
+// engine.ts starts this thread, with these.
+const { bundleDir, manifest, providers, device, tuning, specs, pulse } = workerData as ThreadData;
 
-const graphs = await openOnnxGraphs({ bundleDir, manifest, providers });
+const graphs = await openOnnxGraphs({ bundleDir, manifest, providers, device, tuning });
 checkBundle(manifest, graphs);
-const isOnCpu = providers.every((provider) => provider === "cpu");
-const warm = await warmUp({ manifest, graphs, memory: isOnCpu ? processMemory : null, now: () => performance.now() });
+const memory = isOnDevice(providers)
+  ? await deviceMemory({ device, visible: process.env["CUDA_VISIBLE_DEVICES"] })
+  : processMemory;
+const warm = await warmUp({ manifest, graphs, memory, now: () => performance.now() });
 
 const counters = createCounters();
 const loop = await createLoop({

@@ -20,16 +20,13 @@ const RUN_TWICE_UP_TO = 2;
 const TIMED_GRAPHS = new Set<GraphName>(["denoiser_head", "denoiser_body", "denoiser_tail"]);
 
 export interface MemoryGauge {
-  /** What this process holds. */
-  usedBytes(): number;
-  /** What it may still take: of the machine's memory, or of its cgroup's limit. */
-  availableBytes(): number;
+  /** What is in use, by this process or, of a device, by all; what may still be taken. */
+  read(): Promise<{ readonly usedBytes: number; readonly availableBytes: number }>;
 }
 
-/** The machine's memory; a device with memory of its own says by a failed run what does not fit. */
+/** The machine's memory, or what its cgroup has of it; of a device: device.ts. */
 export const processMemory: MemoryGauge = {
-  usedBytes: () => process.memoryUsage.rss(),
-  availableBytes: () => process.availableMemory(),
+  read: async () => ({ usedBytes: process.memoryUsage.rss(), availableBytes: process.availableMemory() }),
 };
 
 export interface WarmUp {
@@ -51,7 +48,7 @@ export function warmUpSizes(rowsMax: number): number[] {
 export interface WarmUpOptions {
   readonly manifest: Manifest;
   readonly graphs: Graphs;
-  /** Null where it is not known. */
+  /** Null where it is not known: then a failed run says what does not fit. */
   readonly memory: MemoryGauge | null;
   /** Milliseconds from any origin. */
   readonly now: () => number;
@@ -59,15 +56,16 @@ export interface WarmUpOptions {
 
 /** Throws what a batch of one threw, and BundleMismatch at any size. */
 export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): Promise<WarmUp> {
-  const usedBefore = memory?.usedBytes() ?? 0;
+  const before = await memory?.read();
   const timed: TimedForward[] = [];
   let samplesMax = 0;
   const warm = (limitedBy: string | null): WarmUp => ({ samplesMax, fillTo: fillToOf(timed), limitedBy });
   for (const rows of warmUpSizes(manifest.engine.max_batch_samples)) {
-    if (memory && samplesMax > 0) {
-      const rowBytes = Math.max(0, memory.usedBytes() - usedBefore) / samplesMax;
+    if (memory && before && samplesMax > 0) {
+      const { usedBytes, availableBytes } = await memory.read();
+      const rowBytes = Math.max(0, usedBytes - before.usedBytes) / samplesMax;
       const needed = rowBytes * (rows - samplesMax);
-      const available = memory.availableBytes() * MEMORY_SHARE;
+      const available = availableBytes * MEMORY_SHARE;
       if (needed > available) {
         return warm(`a batch of ${rows} needs ${mib(needed)} more, ${mib(available)} are free`);
       }

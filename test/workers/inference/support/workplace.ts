@@ -98,7 +98,7 @@ export async function createWorkplace({
       actions_per_candidate: count,
       params: { seed: "7", num_steps: 2, guidance: 0, prompt: "" },
       debited_mils: "25",
-      deadline_ms: Date.now() + 60_000,
+      deadline_ms: Date.now() + 600_000,
       alone: false,
       ...job,
     };
