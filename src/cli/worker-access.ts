@@ -3,6 +3,8 @@
  * PostgreSQL queue it gets a role of its own that sees the `bullmq` schema alone (database-roles.ts), so it cannot
  * reach the ledger.
  */
+import { availableParallelism } from "node:os";
+
 import { blobUrlOf } from "#blobs/blob-url.ts";
 import type { Config } from "#platform/config.ts";
 
@@ -40,6 +42,8 @@ export function workerEnv(config: Config, model: string, queueDatabaseUrl: strin
     ORT_PROVIDERS: config.ORT_PROVIDERS.join(","),
     ...(config.FFMPEG_PATH === undefined ? {} : { FFMPEG_PATH: config.FFMPEG_PATH }),
     LOG_LEVEL: config.LOG_LEVEL,
+    // The workers of a machine share its cores.
+    ORT_THREADS: String(Math.max(1, Math.floor(availableParallelism() / Math.max(1, config.WORKERS)))),
     ...inherited("ENGINE_RUN_TIMEOUT_MS", "ENGINE_OPTIMISATIONS", "ORT_THREADS", "ORT_DEVICE"),
   };
 }

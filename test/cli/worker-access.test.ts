@@ -1,4 +1,6 @@
 /** What reaches the workers that `serve` starts. */
+import { availableParallelism } from "node:os";
+
 import { afterEach, expect, test, vi } from "vitest";
 
 import { workerEnv } from "#cli/worker-access.ts";
@@ -21,4 +23,12 @@ test("a worker gets the engine's settings and those of its device, and no secret
   expect(env).toMatchObject({ ...settings, MODEL: "tiny", ORT_PROVIDERS: "cuda,cpu" });
   expect(Object.keys(env)).not.toContain("OPERATOR_TOKEN");
   expect(Object.keys(env)).not.toContain("STRIPE_SECRET_KEY");
+});
+
+test("the workers of a machine share its cores, and each has one at least", () => {
+  vi.stubEnv("ORT_THREADS", undefined);
+  const threadsOf = (WORKERS: string) =>
+    workerEnv(readConfig({ ...process.env, WORKERS }), "tiny", null)["ORT_THREADS"];
+  expect(threadsOf("1")).toBe(String(availableParallelism()));
+  expect(threadsOf("64")).toBe(String(Math.max(1, Math.floor(availableParallelism() / 64))));
 });

@@ -7,7 +7,6 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 import { checkDevice, deviceMemory, readDevice } from "#workers/inference/engine/device.ts";
 import { checkProviders, isOnDevice } from "#workers/inference/engine/providers.ts";
-import { defaultTuning } from "#workers/inference/engine/session-tuning.ts";
 import { readWorkerSettings } from "#workers/inference/settings.ts";
 
 import { type FakeAnswer, TWO_DEVICES, writeFakeNvidiaSmi } from "./support/fake-nvidia-smi.ts";
@@ -136,8 +135,4 @@ describe("settings", () => {
   ])("%j is refused", (env, message) => {
     expect(() => read(env)).toThrow(message);
   });
-});
-
-test("the default leaves cores to those who work beside the engine, and has one at least", () => {
-  expect([1, 2, 3, 8, 64].map((cores) => defaultTuning(cores).threads)).toEqual([1, 1, 1, 4, 32]);
 });

@@ -15,13 +15,14 @@ export interface SessionTuning {
 }
 
 /**
- * The default, to be held against its alternatives with `npm run bench:threads` (bench/results/threads.md). Half of the
- * cores: the main thread, which renews locks, and ffmpeg need the others, as do the workers of other models. Every graph
- * has a pool of its own, so that threads which spin after one graph take the cores of the next.
+ * The default, to be held against its alternatives with `npm run bench:threads` (bench/results/threads.md): all cores, which
+ * was up to 1.6 times as fast as half of two for a large graph and made no difference for a small one, also beside ffmpeg.
+ * No spinning: every graph has a pool of its own, so threads that spin after one graph take the cores of the next. Machines
+ * of more cores were not measured.
  */
 export function defaultTuning(cores: number): SessionTuning {
   return {
-    threads: Math.max(1, Math.floor(cores / 2)),
+    threads: cores,
     spinning: false,
     optimisation: "all",
     execution: "sequential",
