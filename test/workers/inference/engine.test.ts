@@ -62,6 +62,7 @@ describe("with the shipped bundle", () => {
       bundleDir,
       manifest,
       providers: ["cpu"],
+      rowsWorth: manifest.engine.max_batch_samples,
       runTimeoutMs: RUN_TIMEOUT_MS,
       log: silentLog,
     });

@@ -53,7 +53,11 @@ async function dream(rollout: GoldenRollout): Promise<{ frames: Uint8Array; outp
   const loop = await createLoop({
     manifest,
     graphs: recording,
-    rowLimits: { rowsMax: manifest.engine.max_batch_samples, fillTo: [] },
+    rowLimits: {
+      rowsMax: manifest.engine.max_batch_samples,
+      rowsWorth: manifest.engine.max_batch_samples,
+      fillTo: [],
+    },
     specs: specsOf(manifest, undefined),
     counters: createCounters(),
     emit(event) {

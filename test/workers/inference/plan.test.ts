@@ -33,7 +33,7 @@ const bulk = (name: string, stage: Stage, changes: Partial<TestSample> = {}) =>
   sample(name, stage, { lane: "bulk", ...changes });
 const ALONE = { alone: true };
 /** Rows are free: bulk may take all that realtime leaves. */
-const upTo = (rowsMax: number): RowLimits => ({ rowsMax, fillTo: [] });
+const upTo = (rowsMax: number): RowLimits => ({ rowsMax, rowsWorth: rowsMax, fillTo: [] });
 const BULKS_TURN: PlanState = { bulkPassedOver: BULK_EVERY };
 
 /** "stage names", and " – names" of those displaced. */
@@ -120,9 +120,20 @@ describe("with two lanes", () => {
     expect(told(ready, rowsMax)).toBe(expected);
   });
 
+  test("where more rows bring no more, the oldest goes first, and what is cheap is still shared", () => {
+    const dear: RowLimits = { rowsMax: 8, rowsWorth: 1, fillTo: [] };
+    const two = (stage: Stage) => [sample("a", stage), sample("b", stage), bulk("c", stage)];
+    expect(told(two("denoise"), dear)).toBe("denoise a – c");
+    expect(told(two("body"), { ...dear, rowsWorth: 2 })).toBe("body ab – c");
+    for (const stage of ["encode", "decode", "head"] as const) expect(told(two(stage), dear)).toBe(`${stage} abc`);
+    expect(told([bulk("c", "denoise"), bulk("d", "denoise")], dear)).toBe("denoise c");
+    expect(told([sample("g", "denoise", { rows: 2 }), sample("b", "denoise")], dear)).toBe("denoise g");
+    expect(told(two("denoise"), dear, BULKS_TURN)).toBe("denoise c");
+  });
+
   test("bulk takes no rows that would cost realtime much, and leads none the fewer forwards for it", () => {
     const ready = [bulk("a", "denoise"), bulk("b", "denoise"), sample("R", "denoise")];
-    const dear: RowLimits = { rowsMax: 3, fillTo: [1, 1, 2, 3] };
+    const dear: RowLimits = { rowsMax: 3, rowsWorth: 3, fillTo: [1, 1, 2, 3] };
     expect(told(ready, dear)).toBe("denoise R – ab");
     expect(told([...ready, sample("S", "denoise")], { ...dear, fillTo: [1, 2, 3, 3] })).toBe("denoise RSa – b");
     expect(told(ready.slice(0, 2), dear)).toBe("denoise ab");

@@ -3,7 +3,13 @@ import { describe, expect, test } from "vitest";
 
 import type { Manifest } from "#contract/manifest.ts";
 import { BundleMismatch } from "#workers/inference/engine/graphs.ts";
-import { fillToOf, type MemoryGauge, type TimedForward, warmUp } from "#workers/inference/engine/warm-up.ts";
+import {
+  fillToOf,
+  type MemoryGauge,
+  rowsWorthOf,
+  type TimedForward,
+  warmUp,
+} from "#workers/inference/engine/warm-up.ts";
 
 import { createScriptedGraphs, runsOf } from "./support/scripted-graphs.ts";
 import { tinyManifest } from "./support/tiny-bundle.ts";
@@ -72,6 +78,18 @@ test("graphs that do not fit their manifest are refused at any size, not taken f
 /** Batches of 1, 2, 4 … */
 const timed = (...ms: readonly number[]): TimedForward[] => ms.map((value, i) => ({ rows: 2 ** i, ms: value }));
 
+describe("rows worth having in a forward", () => {
+  test.each<[string, readonly TimedForward[], number]>([
+    ["one where every row costs the same", timed(10, 20, 40), 1],
+    ["one where more gain less than the noise", timed(10, 18, 36), 1],
+    ["all where rows are free", timed(10, 10, 11), 4],
+    ["as many as it takes to be near the best", timed(10, 12, 19, 44), 4],
+    ["one where nothing but one sample fits", timed(10), 1],
+  ])("are %s", (_, forwards, expected) => {
+    expect(rowsWorthOf(forwards)).toBe(expected);
+  });
+});
+
 describe("rows that bulk may add to a realtime forward", () => {
   test.each<[string, readonly TimedForward[], readonly number[]]>([
     ["none where every row costs the same", timed(1, 2, 4), [1, 1, 3, 4, 4]],
@@ -91,6 +109,7 @@ describe("rows that bulk may add to a realtime forward", () => {
       const rows = Object.values(inputs)[0]?.dims[0] ?? 0;
       clock += graph === "denoiser_body" ? rows : graph === "decoder" ? 1_000 : 0;
     };
-    expect((await warmUp({ manifest, graphs, memory: null, now: () => clock })).fillTo).toEqual([1, 1, 3, 4, 4]);
+    const warm = await warmUp({ manifest, graphs, memory: null, now: () => clock });
+    expect(warm).toMatchObject({ fillTo: [1, 1, 3, 4, 4], rowsWorth: 1 });
   });
 });

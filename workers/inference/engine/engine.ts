@@ -52,6 +52,8 @@ export interface EngineOptions {
   readonly device?: number;
   /** What differs from the default (session-tuning.ts). */
   readonly tuning?: Partial<SessionTuning>;
+  /** As in `RowLimits`; unset: what warm-up finds, which depends on how busy the machine is. */
+  readonly rowsWorth?: number;
   /** One run of one graph must end within this. */
   readonly runTimeoutMs: number;
   /** Those that rollouts are served with; unset: all that the bundle has. */
@@ -100,19 +102,36 @@ interface InHand {
  * OptimisationMissing when it does not have what was asked for.
  */
 export async function startEngine(options: EngineOptions): Promise<Engine> {
-  const { bundleDir, manifest, providers, device = 0, tuning = {}, runTimeoutMs, log } = options;
+  const {
+    bundleDir,
+    manifest,
+    providers,
+    device = 0,
+    tuning = {},
+    rowsWorth: rowsWorthFixed,
+    runTimeoutMs,
+    log,
+  } = options;
   const specs = specsOf(manifest, options.optimisations);
   const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
   const pulse = new Int32Array(new SharedArrayBuffer(Object.keys(PULSE).length * Int32Array.BYTES_PER_ELEMENT));
   const thread = new Worker(new URL("./thread.ts", import.meta.url), {
     name: "engine",
-    workerData: { bundleDir, manifest, providers, device, tuning, specs, pulse } satisfies ThreadData,
+    workerData: { bundleDir, manifest, providers, device, tuning, rowsWorthFixed, specs, pulse } satisfies ThreadData,
   });
   const exited = new Promise<void>((resolve) => thread.once("exit", () => resolve()));
   const ready = await untilReady(thread);
   const { samplesMax, limitedBy } = ready.warmUp;
   const optimisations = { served: namesOf(specs.served), base: namesOf(specs.base) };
-  log.info({ samples_max: samplesMax, optimisations, fixed: specs.fixed }, "engine warm");
+  log.info(
+    {
+      samples_max: samplesMax,
+      rows_worth: rowsWorthFixed ?? ready.warmUp.rowsWorth,
+      optimisations,
+      fixed: specs.fixed,
+    },
+    "engine warm",
+  );
   if (limitedBy) log.warn({ samples_max: samplesMax }, `fewer samples than the manifest allows: ${limitedBy}`);
 
   const inHand = new Map<string, InHand>();

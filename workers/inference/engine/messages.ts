@@ -13,6 +13,7 @@ export interface ThreadData {
   readonly providers: readonly string[];
   readonly device: number;
   readonly tuning: Partial<SessionTuning>;
+  readonly rowsWorthFixed: number | undefined;
   readonly specs: Specs;
   /** Shared, so that the main thread sees that the engine lives without a message a run; see PULSE. */
   readonly pulse: Int32Array;

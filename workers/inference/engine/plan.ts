@@ -10,6 +10,9 @@
  *   forward is that sample's, and realtime takes the rows that are left. So a realtime sample waits for at most one
  *   forward on behalf of bulk, other bulk samples come along only as far as they cost little, and the oldest one takes part
  *   in every ninth forward at least.
+ * - A forward of the expensive stages has no more rows than pay (`rowsWorth`): where twice the rows take twice the time, as
+ *   on a processor, and on a device once it is full, sharing a forward would make everybody wait for everybody and
+ *   finish nobody earlier. The oldest goes first instead.
  * - Nobody starves within a lane: short stages come a fixed number of times between two expensive ones, the number of
  *   live samples is limited, and within a stage the oldest has its place first.
  * - An alone sample waits until it is the oldest of its lane and then has its forwards for itself.
@@ -19,6 +22,9 @@ import type { Lane } from "#contract/rollout.ts";
 /** `denoise` is head, body and tail in one; `head` and `body` (with the tail) are for engines whose TeaCache may skip. */
 const STAGES_SHORTEST_FIRST = ["encode", "decode", "head", "body", "denoise"] as const;
 export type Stage = (typeof STAGES_SHORTEST_FIRST)[number];
+
+/** Encoding and decoding, once a block, and `head` are cheap beside these. */
+const EXPENSIVE_STAGES: ReadonlySet<Stage> = new Set(["body", "denoise"]);
 
 /** Forwards led by realtime after which the oldest bulk sample has its turn. */
 export const BULK_EVERY = 8;
@@ -58,6 +64,8 @@ export interface Plan<S> {
 export interface RowLimits {
   /** Rows of a forward. */
   readonly rowsMax: number;
+  /** Rows of a denoising forward that bring more in the same time than fewer would; at most `rowsMax`. */
+  readonly rowsWorth: number;
   /** `fillTo[r]`: rows that a forward of r rows may have in all once bulk ones are added, while realtime samples are there. */
   readonly fillTo: readonly number[];
 }
@@ -92,7 +100,7 @@ export function createRowBudget(rowsMax: number): RowBudget {
 /** `ready` in order of arrival. */
 export function planForward<S extends Plannable>(
   ready: readonly S[],
-  { rowsMax, fillTo }: RowLimits,
+  { rowsMax, rowsWorth, fillTo }: RowLimits,
   state: PlanState,
 ): Plan<S> {
   const realtime = ready.filter(({ lane }) => lane === "realtime");
@@ -103,7 +111,7 @@ export function planForward<S extends Plannable>(
   if (leader === null) return { forward: null, state };
 
   const isLedByRealtime = leader.lane === "realtime";
-  const budget = createRowBudget(rowsMax);
+  const budget = createRowBudget(EXPENSIVE_STAGES.has(leader.stage) ? rowsWorth : rowsMax);
   const takeFrom = (lane: readonly S[]) =>
     lane.filter((sample) => sharesWith(leader, sample) && budget.tryAdd(sample.rows));
   const samples = takeFrom(isLedByRealtime ? realtime : [leader, ...realtime]);

@@ -18,7 +18,7 @@ import { processMemory, warmUp } from "./warm-up.ts";
 assert(parentPort, "this is the entry of a worker thread");
 const port = parentPort;
 // engine.ts starts this thread, with these.
-const { bundleDir, manifest, providers, device, tuning, specs, pulse } = workerData as ThreadData;
+const { bundleDir, manifest, providers, device, tuning, rowsWorthFixed, specs, pulse } = workerData as ThreadData;
 
 const graphs = await openOnnxGraphs({ bundleDir, manifest, providers, device, tuning });
 checkBundle(manifest, graphs);
@@ -31,7 +31,7 @@ const counters = createCounters();
 const loop = await createLoop({
   manifest,
   graphs,
-  rowLimits: { rowsMax: warm.samplesMax, fillTo: warm.fillTo },
+  rowLimits: { rowsMax: warm.samplesMax, rowsWorth: rowsWorthFixed ?? warm.rowsWorth, fillTo: warm.fillTo },
   specs,
   counters,
   emit: createOutbox((events, transfer) => {

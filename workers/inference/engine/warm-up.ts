@@ -1,7 +1,8 @@
 /**
  * One run of every graph at every batch size, on zeros, so that no customer waits for first-time allocations, and so
  * that it is known how many samples fit this machine: batches double up to the manifest's limit while there is memory
- * for the next one and it succeeds. Each is timed, which says how many bulk rows a realtime forward can take along.
+ * for the next one and it succeeds. Each is timed, which says how many rows a forward is worth having, and how many bulk
+ * rows a realtime one can take along.
  */
 import { GRAPH_NAMES, type GraphName, type Manifest } from "#contract/manifest.ts";
 
@@ -12,11 +13,15 @@ import { sizeOf, type Tensor, zeros } from "./tensor.ts";
 const MEMORY_SHARE = 0.8;
 /** What bulk rows may make of a realtime forward's time. */
 const FILL_SLOWDOWN_MAX = 1.5;
+/** So much more a second a larger forward has to bring: less cannot be told from noise, and everybody in it waits longer. */
+const WORTH_GAIN_MIN = 1.15;
 /**
- * The first run of all is slower than any later one, so small batches, which are quick, run once more and the better
- * time counts. Large ones do not: being taken for a little dearer than they are, they are filled a little less.
+ * The first run of a size is slower than any later one, and any may be held up by others: a size runs up to so often, as
+ * long as its runs took less than this together, and the best time counts. Large sizes run once: being taken for a little
+ * dearer than they are, they are filled a little less.
  */
-const RUN_TWICE_UP_TO = 2;
+const RUNS_MAX = 4;
+const RUNS_UNDER_MS = 800;
 const TIMED_GRAPHS = new Set<GraphName>(["denoiser_head", "denoiser_body", "denoiser_tail"]);
 
 export interface MemoryGauge {
@@ -34,6 +39,7 @@ export interface WarmUp {
   readonly samplesMax: number;
   /** As in `RowLimits`. */
   readonly fillTo: readonly number[];
+  readonly rowsWorth: number;
   /** Why it is less than the manifest allows, or null. */
   readonly limitedBy: string | null;
 }
@@ -59,7 +65,12 @@ export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): 
   const before = await memory?.read();
   const timed: TimedForward[] = [];
   let samplesMax = 0;
-  const warm = (limitedBy: string | null): WarmUp => ({ samplesMax, fillTo: fillToOf(timed), limitedBy });
+  const warm = (limitedBy: string | null): WarmUp => ({
+    samplesMax,
+    fillTo: fillToOf(timed),
+    rowsWorth: rowsWorthOf(timed),
+    limitedBy,
+  });
   for (const rows of warmUpSizes(manifest.engine.max_batch_samples)) {
     if (memory && before && samplesMax > 0) {
       const { usedBytes, availableBytes } = await memory.read();
@@ -71,9 +82,7 @@ export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): 
       }
     }
     try {
-      const first = await runAll(manifest, graphs, rows, now);
-      const again = rows <= RUN_TWICE_UP_TO ? await runAll(manifest, graphs, rows, now) : first;
-      timed.push({ rows, ms: Math.min(first, again) });
+      timed.push({ rows, ms: await bestTime(() => runAll(manifest, graphs, rows, now)) });
     } catch (error) {
       if (samplesMax === 0 || error instanceof BundleMismatch) throw error;
       return warm(`a batch of ${rows} failed: ${error instanceof Error ? error.message : String(error)}`);
@@ -81,6 +90,16 @@ export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): 
     samplesMax = rows;
   }
   return warm(null);
+}
+
+async function bestTime(run: () => Promise<number>): Promise<number> {
+  let [best, spent] = [Infinity, 0];
+  for (let runs = 0; runs < RUNS_MAX && spent < RUNS_UNDER_MS; runs++) {
+    const ms = await run();
+    best = Math.min(best, ms);
+    spent += ms;
+  }
+  return best;
 }
 
 /** Denoising this many rows took this long. */
@@ -103,6 +122,13 @@ export function fillToOf(timed: readonly TimedForward[]): number[] {
     while (rows < rowsMax && msOf(rows + 1) <= FILL_SLOWDOWN_MAX * msOf(Math.max(1, own))) rows += 1;
     return rows;
   });
+}
+
+/** The fewest rows that come near the most rows a second; of the sizes measured, 1 of none. */
+export function rowsWorthOf(timed: readonly TimedForward[]): number {
+  const perMs = ({ rows, ms }: TimedForward): number => rows / ms;
+  const best = Math.max(...timed.map(perMs));
+  return timed.find((one) => perMs(one) * WORTH_GAIN_MIN >= best)?.rows ?? 1;
 }
 
 /** Returns the milliseconds that denoising took. */

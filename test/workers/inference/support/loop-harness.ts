@@ -63,7 +63,11 @@ export async function createHarness(options: HarnessOptions = {}): Promise<Harne
   const loop = await createLoop({
     manifest,
     graphs,
-    rowLimits: { rowsMax: manifest.engine.max_batch_samples, fillTo: [] },
+    rowLimits: {
+      rowsMax: manifest.engine.max_batch_samples,
+      rowsWorth: manifest.engine.max_batch_samples,
+      fillTo: [],
+    },
     specs: specsOf(withGraphs(manifest, options), options.optimisations),
     counters,
     emit,

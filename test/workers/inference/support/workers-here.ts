@@ -48,7 +48,9 @@ export function createWorkersHere(parts: {
   return {
     async start({ optimisations, wrapScorer = (own: Scorer) => own, ...changes } = {}) {
       const providers = ["cpu"];
-      const engine = await startEngine({ bundleDir, manifest, providers, runTimeoutMs: 20_000, optimisations, log });
+      const rowsWorth = manifest.engine.max_batch_samples; // not what a busy machine makes of it
+      const fixed = { bundleDir, manifest, providers, rowsWorth, runTimeoutMs: 20_000, log };
+      const engine = await startEngine({ ...fixed, optimisations });
       const registry = new Registry();
       const metrics = createWorkerMetrics(registry, manifest.slug, engine);
       const scorer = startScorer({ lpipsModel: "models/lpips/lpips-alex.json", log });
