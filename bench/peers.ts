@@ -47,11 +47,11 @@ import { writeReport } from "./peers/report.ts";
 import { framesOf, readWorkload } from "./peers/requests.ts";
 import { expectVideo } from "./peers/same-video.ts";
 import { INTRA_OP_THREADS, PEERS, type Running, type Setting, startOurs, startPeer } from "./peers/systems.ts";
-import { numbersOf } from "./settings.ts";
+import { numberOf, numbersOf } from "./settings.ts";
 
 const SHORT = process.env["BENCH"] === "short";
-const [ROUNDS = 1] = numbersOf("ROUNDS", SHORT ? [1] : [3]);
-const [WINDOW_S = 1] = numbersOf("WINDOW_S", SHORT ? [6] : [45]);
+const ROUNDS = numberOf("ROUNDS", SHORT ? 1 : 3);
+const WINDOW_S = numberOf("WINDOW_S", SHORT ? 6 : 45);
 /** Shares of the fastest system's saturation. */
 const LOADS = [0.5, 0.8, 1.2] as const;
 /** Batch sizes that every peer and the bare loop may choose from, up to the bundle's own limit. */
