@@ -8,19 +8,19 @@
  *   LitServe, Ray Serve, BentoML
  *                      their dynamic batching and their HTTP path (bench/peers/serve_*.py say what is recommended where),
  *                      batch size and waiting time tuned here, before
- *   dream-engine       `dream-engine serve` as it ships, exact optimisations only: what the peers' pipeline has, too
- *   dream-engine, TeaCache
- *                      the same with what changes the result within the bundle's gate, where the bundle has it
+ *   dream-engine       `dream-engine serve` as it ships; a bundle that ships TeaCache dreams another video, within its gate
+ *   dream-engine, exact
+ *                      the same, where it differs, with only what the peers' pipeline has, too: the same video
  *
  * Each is started for its turn, warmed, asked without pause (saturation), then offered 50, 80 and 120 % of what the
  * fastest of them managed while being tuned, as Poisson arrivals; turns rotate from round to round.
  *
  * Environment: BUNDLE (folder, default models/pusht-small), BENCH=short (a smoke run: does all of it run?), ROUNDS,
- * WINDOW_S (seconds of a measurement), BATCHES and WAITS_MS (what the peers are tuned over), LENGTHS (actions of a
+ * WINDOW_S (seconds of a measurement), ARRIVALS_MIN (of an offered load, where the window is short for so many), BATCHES and WAITS_MS (what the peers are tuned over), LENGTHS (actions of a
  * rollout, a mix), STEPS, GUIDANCE, SYSTEM_CORES, LOAD_CORES, RESULTS (folder). Nothing else may run on the machine:
  * the load average before is in the report. Needs Linux with taskset, python3 with venv, and some 700 MB for the peers' packages.
  *
- * Writes peers.json, .md and .svg to bench/results; ends with 1 when the claim is missed. `npm run bench:peers`
+ * Writes peers-<bundle>.json, .md and .svg to bench/results; ends with 1 when the claim is missed. `npm run bench:peers`
  */
 import { execFile } from "node:child_process";
 import { loadavg } from "node:os";
@@ -43,7 +43,7 @@ import {
   saturationOf,
   tune,
 } from "./peers/measure.ts";
-import { writeReport } from "./peers/report.ts";
+import { OURS, OURS_EXACT, writeReport } from "./peers/report.ts";
 import { framesOf, readWorkload } from "./peers/requests.ts";
 import { expectVideo } from "./peers/same-video.ts";
 import { INTRA_OP_THREADS, PEERS, type Running, type Setting, startOurs, startPeer } from "./peers/systems.ts";
@@ -52,6 +52,7 @@ import { numberOf, numbersOf } from "./settings.ts";
 const SHORT = process.env["BENCH"] === "short";
 const ROUNDS = numberOf("ROUNDS", SHORT ? 1 : 3);
 const WINDOW_S = numberOf("WINDOW_S", SHORT ? 6 : 45);
+const ARRIVALS_MIN = numberOf("ARRIVALS_MIN", SHORT ? 1 : 20);
 /** Shares of the fastest system's saturation. */
 const LOADS = [0.5, 0.8, 1.2] as const;
 /** Batch sizes that every peer and the bare loop may choose from, up to the bundle's own limit. */
@@ -75,7 +76,13 @@ async function main(): Promise<void> {
   const { max_batch_samples: samplesMax } = workload.manifest.engine;
   const batches = BATCHES.filter((batch) => batch <= samplesMax);
   const callers = (SHORT ? 1 : 2) * samplesMax * cores.count;
-  const pace: Pace = { windowS: WINDOW_S, callers, answersMin: 2 * callers, processes: cores.count };
+  const pace: Pace = {
+    windowS: WINDOW_S,
+    callers,
+    answersMin: 2 * callers,
+    arrivalsMin: ARRIVALS_MIN,
+    processes: cores.count,
+  };
 
   const bare = [
     { name: "bare loop", mp4: false, batch: await bestBatch(setting, batches, false) },
@@ -139,14 +146,14 @@ async function readSetting(): Promise<Setting> {
   };
 }
 
-/** Exact ones change nothing in the result: the peers' pipeline has what of them a pipeline can have. */
+/** All but TeaCache change nothing in the result: the peers' pipeline has what of them a pipeline can have. */
 function ourSystems(setting: Setting): System[] {
   const { teacache, ...switches } = setting.workload.manifest.engine.optimisations;
+  const shipped: System = { name: OURS, exact: !teacache, start: () => startOurs(null, setting) };
+  if (!teacache) return [shipped];
   const exact = Object.entries(switches).flatMap(([name, on]) => (on ? [name] : []));
-  const start = (names: readonly string[]) => () => startOurs(names.length === 0 ? "none" : names.join(","), setting);
-  const ours: System[] = [{ name: "dream-engine", exact: true, start: start(exact) }];
-  if (teacache) ours.push({ name: "dream-engine, TeaCache", exact: false, start: start([...exact, "teacache"]) });
-  return ours;
+  const start = () => startOurs(exact.length === 0 ? "none" : exact.join(","), setting);
+  return [shipped, { name: OURS_EXACT, exact: true, start }];
 }
 
 async function bestBatch(setting: Setting, batches: readonly number[], mp4: boolean): Promise<number> {

@@ -17,12 +17,12 @@ export interface OpenLoop {
   readonly failed: number;
 }
 
-/** Times of arrival in milliseconds, of a Poisson process; at least one. The same seed gives the same. */
-export function poissonArrivals(perS: number, seconds: number, seed: number): number[] {
+/** Times of arrival in milliseconds, of a Poisson process; `least` at least. The same seed gives the same. */
+export function poissonArrivals(perS: number, seconds: number, seed: number, least = 1): number[] {
   const random = seededRandom(seed);
   const arrivals: number[] = [];
   let at = 0;
-  while (arrivals.length === 0 || at < seconds * 1_000) {
+  while (arrivals.length < least || at < seconds * 1_000) {
     arrivals.push(at);
     at += (-Math.log(1 - random.next()) / perS) * 1_000;
   }

@@ -14,6 +14,8 @@ export interface Pace {
   readonly callers: number;
   /** Answers at saturation at least, where the window is short for so many. */
   readonly answersMin: number;
+  /** Requests of an offered load at least, where the window is short for so many. */
+  readonly arrivalsMin: number;
   /** Processes of a system that have to be warm. */
   readonly processes: number;
 }
@@ -51,7 +53,7 @@ export async function tune(
   name: string,
   batches: readonly number[],
   [firstWaitMs = null, ...otherWaitsMs]: readonly (number | null)[],
-  { windowS, callers, answersMin, processes }: Pace,
+  { windowS, callers, answersMin, arrivalsMin, processes }: Pace,
   start: (tuning: Tuning) => Promise<Running>,
 ): Promise<PeerTuning> {
   const tried: PeerTuning["tried"][number][] = [];
@@ -60,7 +62,10 @@ export async function tune(
     try {
       const send = await warmed(running, processes);
       const saturation_per_s = await closedLoop(send, callers, windowS / 3, answersMin);
-      const { latenciesMs } = await openLoop(send, poissonArrivals(TUNED_AT * saturation_per_s, windowS / 2, 1));
+      const { latenciesMs } = await openLoop(
+        send,
+        poissonArrivals(TUNED_AT * saturation_per_s, windowS / 2, 1, arrivalsMin / 2),
+      );
       const p99_ms = percentile(latenciesMs, 99);
       tried.push({ tuning, saturation_per_s, p99_ms });
       const how = `batch ${tuning.batch}, wait ${tuning.waitMs ?? "its own"}`;
@@ -86,7 +91,7 @@ export async function tune(
 export async function measureTurn(
   name: string,
   running: Running,
-  { windowS, callers, answersMin, processes }: Pace,
+  { windowS, callers, answersMin, arrivalsMin, processes }: Pace,
   offeredPerS: readonly number[],
   round: number,
 ): Promise<Measured> {
@@ -95,7 +100,7 @@ export async function measureTurn(
   progress(`${name}: ${saturation.toFixed(3)}/s at saturation`);
   const loads: Measured["loads"][number][] = [];
   for (const [i, perS] of offeredPerS.entries()) {
-    const arrivals = poissonArrivals(perS, windowS, round * offeredPerS.length + i + 1);
+    const arrivals = poissonArrivals(perS, windowS, round * offeredPerS.length + i + 1, arrivalsMin);
     const { latenciesMs, donePerS, failed } = await openLoop(send, arrivals);
     const [p50_ms, p99_ms] = [percentile(latenciesMs, 50), percentile(latenciesMs, 99)];
     loads.push([{ done_per_s: donePerS, p50_ms, p99_ms, answered: latenciesMs.length, failed }]);

@@ -7,7 +7,10 @@ import { linesSvg } from "../plot.ts";
 import type { LoadFigures, Measured, PeerTuning } from "./measure.ts";
 import type { Tuning } from "./systems.ts";
 
-const OURS = "dream-engine";
+/** As it ships. */
+export const OURS = "dream-engine";
+/** Without what changes the video, where that ships: what is left is in the peers' pipeline, too. */
+export const OURS_EXACT = `${OURS}, exact`;
 const BARE = "bare loop";
 const BARE_MP4 = "bare loop + mp4";
 /** Of the bare loop's throughput. */
@@ -34,7 +37,7 @@ export async function writeReport(findings: Findings): Promise<{ readonly made: 
   const { folder, measured, offered, ceilings, ...rest } = findings;
   const claims = judge(findings);
   const made = [
-    "# Beside LitServe, Ray Serve and BentoML",
+    `# ${findings.workload.model} beside LitServe, Ray Serve and BentoML`,
     "",
     ...introduction(findings),
     ...saturationTable(findings),
@@ -55,9 +58,11 @@ export async function writeReport(findings: Findings): Promise<{ readonly made: 
     claims,
   };
   await mkdir(folder, { recursive: true });
-  await writeFile(join(folder, "peers.json"), `${JSON.stringify(json, null, 2)}\n`);
-  await writeFile(join(folder, "peers.md"), made);
-  await writeFile(join(folder, "peers.svg"), chart(findings));
+  // A file for each bundle: a run takes an hour, and nobody measures both in one.
+  const file = join(folder, `peers-${findings.workload.model}`);
+  await writeFile(`${file}.json`, `${JSON.stringify(json, null, 2)}\n`);
+  await writeFile(`${file}.md`, made);
+  await writeFile(`${file}.svg`, chart(findings));
   return { made, missed: claims.some(({ holds }) => !holds) };
 }
 
@@ -131,10 +136,12 @@ function tuningTable(tunings: readonly PeerTuning[]): string[] {
 function judge(findings: Findings): Claim[] {
   const { measured, tunings, offered } = findings;
   const rateOf = (name: string): number => median(measured.get(name)?.saturations_per_s ?? []);
-  const share = rateOf(OURS) / rateOf(BARE);
+  // The bare loop computes every step, and so has to what is held against it.
+  const exact = measured.has(OURS_EXACT) ? OURS_EXACT : OURS;
+  const share = rateOf(exact) / rateOf(BARE);
   const claims = [
     {
-      claim: `${OURS} reaches ${ratio(share)} of the bare loop's throughput (at least ${ratio(SHARE_OF_BARE_MIN)})`,
+      claim: `${exact} reaches ${ratio(share)} of the bare loop's throughput (at least ${ratio(SHARE_OF_BARE_MIN)})`,
       holds: share >= SHARE_OF_BARE_MIN,
     },
   ];
