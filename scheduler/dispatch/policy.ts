@@ -1,12 +1,13 @@
 /**
- * Which rollouts of one lane of a model's backlog go to its queue next. The queue is kept shallow, because what lies in
- * it can no longer be reordered: that is the backlog's advantage. First come, first served for now; fairness goes in here.
+ * Which rollouts of one lane of a model's backlog go to its queue next: as many as the workers can hold and half as many
+ * again, in the order of fair.ts. The queue is kept shallow, because what lies in it can no longer be reordered: that is the
+ * backlog's advantage.
  */
+import { type CustomerQueue, type FairRow, type FairState, inFairOrder } from "./fair.ts";
 
 /** What a dispatch decision looks at; `k` candidates take `k` places of a worker. */
-export interface Waiting {
+export interface Waiting extends FairRow {
   readonly k: number;
-  readonly deadline_ms: number;
 }
 
 /** All numbers count samples (candidates), not rollouts. */
@@ -20,25 +21,28 @@ export interface Capacity {
 /** A worker that finishes one finds the next in the queue, and half a worker's load waits there at most. */
 const READY_PER_HELD = 1.5;
 
+/** Samples to dispatch now, of which the last rollout may go beyond; an idle system always takes one. */
+export function roomFor({ held, in_flight }: Capacity): number {
+  return Math.max(0, Math.max(1, Math.floor(held * READY_PER_HELD)) - in_flight);
+}
+
 /**
- * The prefix of `backlog` (oldest first) to dispatch now. It stops when the target is reached and never skips a large
- * rollout to take a small one behind it; so the last one taken may overshoot, and an idle system always takes one.
+ * What to dispatch now, in order. It stops when `room` is full and never skips a large rollout to take a small one behind
+ * it. `more`: room is left, and rollouts that were not read may go into it.
  */
 export function chooseNext<Row extends Waiting>(
-  backlog: readonly Row[],
-  { held, in_flight }: Capacity,
-  nowMs: number,
-): Row[] {
-  const target = Math.max(1, Math.floor(held * READY_PER_HELD));
+  state: FairState,
+  queues: readonly CustomerQueue<Row>[],
+  room: number,
+): { readonly chosen: readonly Row[]; readonly more: boolean } {
   const chosen: Row[] = [];
-  let samples = in_flight;
-  for (const row of backlog) {
-    if (samples >= target) break;
-    if (row.deadline_ms <= nowMs) continue; // the sweep ends it; a worker would only give it up again
+  let samples = 0;
+  for (const row of inFairOrder(state, queues)) {
+    if (samples >= room) break;
     chosen.push(row);
     samples += row.k;
   }
-  return chosen;
+  return { chosen, more: samples < room && queues.some(({ more }) => more) };
 }
 
 /**

@@ -6,6 +6,7 @@
 import { type Mils, mils, usdText } from "#contract/mils.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { type Database, rejectsTheData, type Sql } from "#platform/database.ts";
+import { type BacklogLimits, roomForRows } from "#rollouts/backlog-limits.ts";
 import { type Tried, tryAccepting } from "#rollouts/try-accepting.ts";
 import type { NewRollout, Rollout } from "#rollouts/rollout.ts";
 
@@ -21,9 +22,19 @@ import { lockMine, type Turn } from "./turn.ts";
 
 const framesOf = (row: Pick<DatasetRow, "num_actions">): number => (row.num_actions ?? UNMEASURED_ACTIONS) + 1;
 
-/** The rows to take up now, by what is in flight, the budget and the balance as they look before anything is fetched. */
-export async function nextSlice(sql: Sql, dataset: Dataset, nowMs: number): Promise<DatasetRow[]> {
-  const limit = sliceSize({ ...dataset, rows_per_s: rowsPerSecond(dataset, nowMs) });
+/**
+ * The rows to take up now, by what is in flight, the room in the backlog, the budget and the balance as they look before
+ * anything is fetched. Where the backlog is full, rows wait where they are: none fails for it.
+ */
+export async function nextSlice(
+  sql: Sql,
+  dataset: Dataset,
+  backlog: BacklogLimits,
+  nowMs: number,
+): Promise<DatasetRow[]> {
+  const wanted = sliceSize({ ...dataset, rows_per_s: rowsPerSecond(dataset, nowMs) });
+  if (wanted === 0) return [];
+  const limit = Math.min(wanted, await roomForRows(sql, dataset.model, dataset.customer_id, backlog));
   if (limit === 0) return [];
   const rows = await sql.query<DatasetRow>(
     `SELECT ${ROW_COLUMNS} FROM dataset_rows WHERE dataset_id = $1 AND state = 'pending' ORDER BY n LIMIT $2`,

@@ -1,5 +1,6 @@
 /** Takes a rollout in, or says why not. try-accepting.ts has the statement; where that did nothing, this finds out why. */
 import { ApiError } from "#contract/errors.ts";
+import type { CustomerId } from "#contract/ids.ts";
 import { IDEMPOTENCY_KEPT_MS } from "#contract/limits.ts";
 import { centsHalfUp, type Mils, usdText } from "#contract/mils.ts";
 import { unusableKey } from "#keys/keys.ts";
@@ -48,6 +49,12 @@ export async function finishAccepting(sql: Sql, r: NewRollout, first: Tried | un
     tried = await tryOne(sql, r);
   }
   throw new ApiError("internal", `rollout ${r.id} was neither accepted nor refused in ${TRIES_MAX} tries`);
+}
+
+/** Whether a rollout was accepted under it; then a request with it is most likely a repetition. */
+export async function isKeyUsed(sql: Sql, customerId: CustomerId, key: string): Promise<boolean> {
+  const found = await sql.query(`SELECT FROM idempotency_keys WHERE customer_id = $1 AND key = $2`, [customerId, key]);
+  return found.length > 0;
 }
 
 /** The rollout that this idempotency key stands for, or null when it is free; one that is too old is set free here. */

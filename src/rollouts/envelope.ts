@@ -37,7 +37,14 @@ export const RolloutEnvelope = Type.Object(
     ),
     queue_position: Nullable(
       Type.Integer({
-        description: `1 is next; ${QUEUE_POSITION_MAX} means that or more; null once it is dispatched, and in lists.`,
+        description: `1 is next; ${QUEUE_POSITION_MAX} means that or more, or that as many customers wait; null once it is dispatched, and in lists.`,
+      }),
+    ),
+    expected_start_s: Nullable(
+      Type.Integer({
+        description:
+          "In so many seconds a worker may begin it, from its place and what the workers do; null where nobody can tell, " +
+          "and where queue_position is.",
       }),
     ),
     frames: Type.Integer({ description: "Frames of one video: actions + 1." }),
@@ -92,6 +99,8 @@ export interface EnvelopeContext {
   /** Whether a worker has it in hand. */
   readonly running: boolean;
   readonly queuePosition: number | null;
+  /** Seconds from now; null where it is not known. */
+  readonly expectedStartS: number | null;
   /** What its worker last said; null where it is not known, or where the rollout has ended. */
   readonly framesDone: number | null;
   /** How long inputs and videos are kept after its end. */
@@ -112,6 +121,7 @@ export function envelopeOf(rollout: Rollout, context: EnvelopeContext): RolloutE
     request_id: rollout.request_id,
     dataset: rollout.dataset_id === null ? null : { id: rollout.dataset_id, row: rollout.dataset_row ?? 0 },
     queue_position: context.queuePosition,
+    expected_start_s: context.expectedStartS === null ? null : Math.ceil(context.expectedStartS),
     frames: rollout.actions_per_candidate + 1,
     frames_done: rollout.frames_delivered ?? (rollout.status === "queued" ? 0 : context.framesDone),
     frames_total: rollout.frames,

@@ -4,6 +4,7 @@ import type { RolloutResult } from "#contract/jobs.ts";
 import { QUEUE_POSITION_MAX, REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
 import type { Sql } from "#platform/database.ts";
 
+import { firstOf, headsOf, LINES } from "./backlog-sql.ts";
 import { type Rollout, ROLLOUT_COLUMNS } from "./rollout.ts";
 
 /** Null also when it is another customer's: nobody learns which ids exist. */
@@ -73,31 +74,77 @@ export async function findVideoFiles(sql: Sql, id: RolloutId): Promise<VideoFile
 }
 
 /**
- * 1 for the next of its model to be dispatched, at most QUEUE_POSITION_MAX, behind which nobody counts; null when it is not
- * in the backlog any more. Those that somebody waits for count as ahead of all others.
+ * Where it stands in the order of scheduler/dispatch/fair.ts, if all rollouts were of one length and nobody had been given
+ * anything yet: an estimate, right but for a rollout of each customer where they are. 1 for the next of its model, at most
+ * QUEUE_POSITION_MAX, behind which nobody counts, and which it also is where as many customers wait: their order would take a
+ * look at each. Null when it is not in the backlog any more. Those that somebody waits for count as ahead of all others.
  */
 export async function queuePosition(sql: Sql, { id, model }: Pick<Rollout, "id" | "model">): Promise<number | null> {
-  const [row] = await sql.query<{ position: number }>(
-    // The row's own time is read here, because a Date has no microseconds.
-    `WITH own AS (SELECT (lane = 'bulk') AS bulk, created_at, id FROM rollouts WHERE id = $1 AND status = 'queued')
-     SELECT least($3, (${countAhead(REALTIME)}) + (${countAhead(BULK)}) + (${countAhead(SCORED)}))::int AS position
-       FROM own`,
-    [id, model, QUEUE_POSITION_MAX],
-  );
+  // The row's own time is read here, because a Date has no microseconds. Of the others only those are read that are ahead,
+  // and one more of each customer.
+  const [row] = await sql.query<{ position: number }>(POSITION, [
+    model,
+    id,
+    QUEUE_POSITION_MAX,
+    LINES.realtime,
+    LINES.bulk,
+  ]);
   return row?.position ?? null;
 }
 
-/** Each reads one part of the index rollouts_backlog, as far as it counts. */
-const countAhead = (which: string): string =>
-  `SELECT count(*) FROM (SELECT FROM rollouts WHERE model = $2 AND status = 'queued' AND ${which} LIMIT $3) AS ahead`;
-
-// BETWEEN for the same reason as in dispatch.ts.
-const REALTIME = `(lane = 'bulk') BETWEEN false AND false AND NOT scored
-  AND (created_at, id) <= (SELECT CASE WHEN bulk THEN 'infinity' ELSE created_at END, id FROM own)`;
-const BULK_BEFORE = `(SELECT bulk FROM own) AND (lane = 'bulk') BETWEEN true AND true
-  AND (created_at, id) <= (SELECT created_at, id FROM own)`;
-const BULK = `NOT scored AND ${BULK_BEFORE}`;
-const SCORED = `scored AND ${BULK_BEFORE}`;
+const MODEL = "$1";
+const lines = "(SELECT unnest(lines) FROM own)";
+const BEFORE_OWN = firstOf({
+  model: MODEL,
+  lines,
+  customer: "own.customer_id",
+  limit: "$3::int",
+  condition: "(r.created_at, r.id) < (own.created_at, own.id)",
+});
+/** So many of another customer go before it, by their weights, and the next of them if it is older. */
+const OF_ANOTHER = firstOf({
+  model: MODEL,
+  lines,
+  customer: "o.customer_id",
+  limit: "least($3, b.rollouts * o.weight / b.weight + 1)",
+  columns: "r.created_at, r.id",
+});
+const WAITED_FOR = firstOf({
+  model: MODEL,
+  lines: "(SELECT unnest($4::text[]) FROM own WHERE bulk)",
+  limit: "$3::int",
+});
+const POSITION = `
+  WITH RECURSIVE own AS MATERIALIZED (
+    SELECT r.customer_id, r.created_at, r.id, c.dispatch_weight AS weight, r.lane = 'bulk' AS bulk,
+           CASE WHEN r.lane = 'bulk' THEN $5::text[] ELSE $4::text[] END AS lines
+      FROM rollouts r JOIN customers c ON c.id = r.customer_id WHERE r.id = $2 AND r.status = 'queued'
+  ),
+  before AS MATERIALIZED (
+    SELECT own.*, (SELECT count(*) FROM (${BEFORE_OWN}) AS own_before) AS rollouts FROM own
+  ),
+  ${headsOf({ model: MODEL, lines })},
+  looked_at AS MATERIALIZED (SELECT customer_id FROM heads WHERE id IS NOT NULL LIMIT $3),
+  others AS MATERIALIZED (
+    SELECT DISTINCT c.id AS customer_id, c.dispatch_weight AS weight
+      FROM looked_at JOIN customers c ON c.id = looked_at.customer_id
+  ),
+  ahead AS (
+    SELECT count(*) AS rollouts FROM (
+      SELECT FROM before b JOIN others o ON o.customer_id <> b.customer_id CROSS JOIN LATERAL (
+        SELECT created_at, id, row_number() OVER (ORDER BY created_at, id) - 1 AS earlier FROM (${OF_ANOTHER}) AS first
+      ) r
+       WHERE r.earlier * b.weight < b.rollouts * o.weight
+          OR (r.earlier * b.weight = b.rollouts * o.weight AND (r.created_at, r.id) < (b.created_at, b.id))
+       LIMIT $3) AS others_ahead
+  ),
+  waited_for AS (
+    SELECT count(*) AS rollouts FROM (${WAITED_FOR}) AS realtime
+  )
+  SELECT CASE WHEN b.rollouts < $3 AND (SELECT count(*) < $3 FROM looked_at)
+              THEN least($3, 1 + b.rollouts + (SELECT rollouts FROM ahead) + (SELECT rollouts FROM waited_for))
+              ELSE $3 END::int AS position
+    FROM before b`;
 
 /** Rollouts in the backlog by model; a model without any is absent. */
 export async function countQueued(sql: Sql): Promise<Map<string, number>> {

@@ -23,6 +23,8 @@ export async function paceOf(sql: Sql, model: string): Promise<number> {
 export interface Waiting {
   /** In the backlog, 1 is next; null once it is dispatched. */
   readonly position: number | null;
+  /** Until it begins: see expectedStartS; null where that is not known. */
+  readonly starts_in_s: number | null;
   /** What is left of it by its worker's pace, in seconds, when it runs: 0 while that is not known; null when it waits. */
   readonly running_s: number | null;
   /** See paceOf. */
@@ -39,8 +41,9 @@ const RETRY_AFTER_S_MAX = 60;
 const SECONDS_EACH_DEFAULT = 3;
 
 /** Whole seconds after which it may have finished, from what is ahead of it; within a second and a minute. */
-export function retryAfterS({ position, running_s, per_second, cold_start_s }: Waiting): number {
+export function retryAfterS({ position, starts_in_s, running_s, per_second, cold_start_s }: Waiting): number {
   const secondsEach = per_second > 0 ? 1 / per_second : SECONDS_EACH_DEFAULT;
-  const expected = running_s ?? cold_start_s + (position ?? 1) * secondsEach;
+  const ended = starts_in_s === null ? cold_start_s + (position ?? 1) * secondsEach : starts_in_s + secondsEach;
+  const expected = running_s ?? ended;
   return Math.min(RETRY_AFTER_S_MAX, Math.max(RETRY_AFTER_S_MIN, Math.ceil(expected)));
 }

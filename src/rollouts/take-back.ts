@@ -19,10 +19,17 @@ export interface TakenBack {
  * for frames that were missing, is left as it is: the ledger takes one refund a rollout.
  */
 const TAKE_BACK = `
-  UPDATE rollouts
-     SET status = $2, error_code = $3, error_message = $4, result = NULL, frames_delivered = 0, refunded_mils = charge_mils
-   WHERE id = ANY ($1) AND dataset_id IS NOT NULL AND status = $5 AND refunded_mils = 0
-  RETURNING id, refunded_mils`;
+  WITH taken AS (
+    UPDATE rollouts
+       SET status = $2, error_code = $3, error_message = $4, result = NULL, frames_delivered = 0, refunded_mils = charge_mils
+     WHERE id = ANY ($1) AND dataset_id IS NOT NULL AND status = $5 AND refunded_mils = 0
+    RETURNING id, refunded_mils, finished_at
+  ), changed AS (
+    -- What these hours earned is to be summed anew (economics/earnings.ts).
+    INSERT INTO earnings_hours (hour) SELECT DISTINCT date_trunc('hour', finished_at, 'UTC') FROM taken ORDER BY 1
+    ON CONFLICT (hour) DO UPDATE SET rolled_at = NULL
+  )
+  SELECT id, refunded_mils FROM taken`;
 
 /** An entry a statement: a debt is repaid by the trigger right after the entry that brought the money in. */
 const REFUND = `

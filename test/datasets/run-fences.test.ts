@@ -25,7 +25,7 @@ import { createSlots } from "#platform/slots.ts";
 import { accept, assertBooksBalance, newCustomer } from "../support/ledger.ts";
 import { silentLog } from "../support/postgres.ts";
 import { seededRandom } from "../chaos/random.ts";
-import { assertAddsUp, openRunFixture, PRICE, type RunFixture, succeed } from "./run-fixture.ts";
+import { assertAddsUp, BACKLOG, openRunFixture, PRICE, type RunFixture, succeed } from "./run-fixture.ts";
 
 let fixture: RunFixture;
 beforeEach(async () => {
@@ -65,7 +65,7 @@ function partsOf() {
 
 async function prepared(id: DatasetId) {
   const dataset = await fixture.read(id);
-  const rows = await nextSlice(partsOf().db, dataset, Date.now());
+  const rows = await nextSlice(partsOf().db, dataset, BACKLOG, Date.now());
   const model = { manifest: fixture.model, identity: bundleIdentity(fixture.model) };
   return await prepareRows(dataset, rows, model, partsOf(), never);
 }

@@ -38,6 +38,7 @@ const MODEL = "pusht-small";
 export const PRICE = 5;
 /** More than any of these tests has. */
 export const QUOTAS = { datasets: 100, rows: 1_000_000 };
+export const BACKLOG = { per_customer: 10_000, all: 100_000 };
 
 export interface RowSpec {
   readonly frame?: InputRef;
@@ -218,6 +219,7 @@ export async function openRunFixture(store?: BlobStore): Promise<RunFixture> {
           blobs,
           models: [model],
           outbound: createOutbound({ allowPrivate: true }),
+          backlog: BACKLOG,
           clock: systemClock,
           random: randomBytes,
           log: silentLog,

@@ -7,6 +7,7 @@ import { mils } from "#contract/mils.ts";
 import { cancelByOwner, pauseByOwner } from "#datasets/control.ts";
 import { rowRolloutId } from "#datasets/rollout-id.ts";
 import { createRunnerMetrics, showDatasets } from "#workers/runner/metrics.ts";
+import { countOwnBacklog } from "#rollouts/backlog-limits.ts";
 import { IN_FLIGHT_MIN } from "#datasets/slice-policy.ts";
 
 import { assertBooksBalance } from "../support/ledger.ts";
@@ -224,4 +225,25 @@ test("a dataset of bad rows only, and one that is empty, are completed at once",
   const records = await fixture.blobs.get(blobKeys.datasetResults(bad, "jsonl"));
   expect(records.toString().trim().split("\n")).toHaveLength(2);
   expect(await fixture.blobs.get(blobKeys.datasetResults(empty, "jsonl"))).toHaveLength(0);
+});
+
+test("rows wait where they are while the backlog is full, for which none fails, and leave half of it to others", async () => {
+  const rows = 20;
+  const id = await fixture.add({ rows });
+  const place = { model: fixture.model.slug, lane: "bulk", customer_id: fixture.key.customer_id } as const;
+  const waiting = (): Promise<number> => countOwnBacklog(fixture.database.db, place, rows);
+  let mostWaiting = 0;
+  await fixture.start({ backlog: { per_customer: 8, all: 1_000 } });
+  await fixture.until(id, ({ rows_running }) => rows_running === 4);
+  expect(await waiting()).toBe(4);
+  fixture.startEngine((rollout, video) => {
+    void waiting().then((count) => {
+      mostWaiting = Math.max(mostWaiting, count);
+    });
+    return succeed(rollout, video);
+  });
+  const dataset = await fixture.until(id, ({ state }) => state === "completed");
+  expect(dataset).toMatchObject({ rows_succeeded: rows, rows_failed: 0 });
+  expect(mostWaiting).toBeGreaterThan(0);
+  expect(mostWaiting).toBeLessThanOrEqual(4);
 });

@@ -25,6 +25,7 @@ await startRunner({
   blobs: createFsBlobs(required("BLOBS")),
   models: await loadManifests("models"),
   outbound: createOutbound({ allowPrivate: true }),
+  backlog: { per_customer: 10_000, all: 100_000 },
   clock: systemClock,
   random: randomBytes,
   log,

@@ -1,13 +1,24 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 
+import type { RolloutId } from "#contract/ids.ts";
 import { PredictJob } from "#contract/jobs.ts";
 import { ASYNC_RUN_MAX_MS, QUEUE_POSITION_MAX } from "#contract/limits.ts";
-import type { Database, Sql } from "#platform/database.ts";
-import { markDispatched, predictJobOf, readBacklog, readInFlight, readScoredBacklog } from "#rollouts/dispatch.ts";
+import type { Lane } from "#contract/rollout.ts";
+import type { Database } from "#platform/database.ts";
+import {
+  countBacklog,
+  markDispatched,
+  predictJobOf,
+  readBacklog,
+  readDispatched,
+  readHeads,
+  readInFlight,
+} from "#rollouts/dispatch.ts";
 import { queuePosition } from "#rollouts/find.ts";
 import { type Leadership, tryLead } from "#rollouts/leader.ts";
 import { settle } from "#rollouts/settle.ts";
-import { accept, cancelled, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { accept, cancelled, copyRollouts, expired, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { indexesOf, type PlanNode, plansOn, rowsRead } from "#test/support/plans.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
 import { Compile } from "typebox/compile";
 
@@ -26,67 +37,150 @@ afterAll(async () => {
   await database.drop();
 });
 
-test("the backlog of a lane is first come, first served", async () => {
-  const key = await newCustomer(db);
+const lineOf = (model: string, lane: Lane, scoredAtOnceMax = 2) => ({ model, lane, now: new Date(), scoredAtOnceMax });
+const heads = (model: string, lane: Lane, scoredAtOnceMax = 2): ReturnType<typeof readHeads> =>
+  readHeads(db, lineOf(model, lane, scoredAtOnceMax));
+const read = (model: string, lane: Lane, customers: readonly string[], each = 10): ReturnType<typeof readBacklog> =>
+  readBacklog(db, { ...lineOf(model, lane), customers, each });
+/** Rollouts that wait were found by the backlog's index, and those that are dispatched by theirs. */
+const expectAlongBacklog = (nodes: readonly PlanNode[]): void => {
+  const scans = nodes.filter((node) => node["Relation Name"] === "rollouts").map((node) => node["Node Type"]);
+  expect(scans.length).toBeGreaterThan(0);
+  expect(scans).not.toContain("Seq Scan");
+  expect(indexesOf(nodes)).toContain("rollouts_backlog");
+  expect(indexesOf(nodes)).not.toContain("rollouts_listed");
+};
+const idsOf = (rows: readonly { readonly id: string }[]): string[] => rows.map(({ id }) => id);
+
+test("the backlog of a lane is read by customer, each one's first come, first served", async () => {
+  const [key, other] = [await newCustomer(db), await newCustomer(db)];
   const model = "backlog";
   const bulk = await accept(db, key, { model, lane: "bulk" });
-  const one = await accept(db, key, { model });
+  const one = await accept(db, key, { model, k: 8, actions_per_candidate: 16 });
   const two = await accept(db, key, { model });
+  const others = await accept(db, other, { model });
   await accept(db, key, { model: "other" });
+  await db.query("UPDATE customers SET dispatch_weight = 3 WHERE id = $1", [other.customer_id]);
 
-  expect((await readBacklog(db, model, "realtime", 10)).map(({ id }) => id)).toEqual([one.id, two.id]);
-  expect((await readBacklog(db, model, "realtime", 1)).map(({ id }) => id)).toEqual([one.id]);
-  expect((await readBacklog(db, model, "bulk", 10)).map(({ id }) => id)).toEqual([bulk.id]);
+  const own = await read(model, "realtime", [key.customer_id]);
+  expect(idsOf(own)).toEqual([one.id, two.id]);
+  expect(own[0]).toEqual({
+    id: one.id,
+    customer_id: key.customer_id,
+    queued_ms: expect.closeTo(one.created_at.getTime(), -1),
+    k: 8,
+    frames: 128,
+    weight: 1,
+  });
+  expect(idsOf(await read(model, "realtime", [key.customer_id], 1))).toEqual([one.id]);
+  expect(idsOf(await read(model, "bulk", [key.customer_id, other.customer_id]))).toEqual([bulk.id]);
+  expect(await read(model, "realtime", [other.customer_id])).toMatchObject([{ id: others.id, weight: 3 }]);
+
+  expect(idsOf(await heads(model, "realtime")).sort()).toEqual([one.id, others.id].sort());
+  expect(idsOf(await heads(model, "bulk"))).toEqual([bulk.id]);
+  expect(await Promise.all([2, 10].map((limit) => countBacklog(db, model, "realtime", limit)))).toEqual([2, 3]);
+  expect(await countBacklog(db, model, "bulk", 10)).toBe(1);
 });
 
-test("a lane's backlog is read without looking through the other's, however long", async () => {
+test("leaves out those whose deadline has passed: the sweep ends them", async () => {
   const key = await newCustomer(db);
+  const model = "late";
+  await accept(db, key, { model, deadline_at: new Date(Date.now() - 1) });
+  expect(await heads(model, "realtime")).toEqual([]);
+  const next = await accept(db, key, { model });
+  expect(idsOf(await heads(model, "realtime"))).toEqual([next.id]);
+  expect(idsOf(await read(model, "realtime", [key.customer_id]))).toEqual([next.id]);
+});
+
+test("one customer's night of work hides nobody, and what is read does not grow with it", async () => {
   const model = "long-backlog";
-  const bulk = await accept(db, key, { model, lane: "bulk" });
+  const [bulky, ...small] = await Promise.all(Array.from({ length: 21 }, () => newCustomer(db)));
+  if (!bulky) throw new Error("no customer");
+  for (const key of [bulky, ...small]) await accept(db, key, { model, lane: "bulk" });
   await db.query(
-    `INSERT INTO rollouts SELECT (jsonb_populate_record(r, jsonb_build_object('id', concat('rollout_copy', n)))).*
-       FROM rollouts r, generate_series(1, 5000) n WHERE r.id = $1`,
-    [bulk.id],
+    copyRollouts(
+      "jsonb_build_object('id', concat('rollout_', r.customer_id, n))",
+      ", generate_series(1, 5000) n WHERE r.model = $1 AND (r.customer_id = $2 OR n < 10)",
+    ),
+    [model, bulky.customer_id],
   );
-  const realtime = await accept(db, key, { model });
+  const waitedFor = await accept(db, bulky, { model });
   await db.query("ANALYZE rollouts");
+
   for (const lane of ["realtime", "bulk"] as const) {
-    let plan = "";
-    const explained: Sql = {
-      async query<Row>(text: string, params?: readonly unknown[]) {
-        plan = JSON.stringify(await db.query(`EXPLAIN (ANALYZE, FORMAT JSON) ${text}`, params));
-        return db.query<Row>(text, params);
-      },
-    };
-    const found = await readBacklog(explained, model, lane, 200);
-    expect(found).toHaveLength(lane === "realtime" ? 1 : 200);
-    expect(found.some(({ id }) => id === realtime.id)).toBe(lane === "realtime");
-    expect(plan).toContain("rollouts_backlog");
-    expect(plan).not.toMatch(/Rows Removed by Filter|"Node Type":"(?:Incremental )?Sort"/);
+    const customers = lane === "bulk" ? 21 : 1;
+    const nodes = await plansOn(db, async (sql) => {
+      const found = await readHeads(sql, lineOf(model, lane));
+      expect(new Set(found.map(({ customer_id }) => customer_id)).size).toBe(customers);
+    });
+    expectAlongBacklog(nodes);
+    expect(rowsRead(nodes)).toBeCloseTo(customers, 0); // a plan says the mean of its loops
   }
+  const keys = [bulky, ...small].map(({ customer_id }) => customer_id);
+  const rows = await plansOn(db, (sql) => readBacklog(sql, { ...lineOf(model, "bulk"), customers: keys, each: 8 }));
+  expectAlongBacklog(rows);
+  expect(rowsRead(rows)).toBeCloseTo(21 * 8, 0);
+  expect(idsOf(await read(model, "realtime", keys))).toEqual([waitedFor.id]);
+});
+
+test("the next leader finds who was given what: what runs, and what ended of late, by when it was dispatched", async () => {
+  const [key, other] = [await newCustomer(db), await newCustomer(db)];
+  const model = "replayed";
+  const lane = "bulk";
+  const [ended, runs, expiredThere, waits] = [
+    await accept(db, key, { model, lane }),
+    await accept(db, other, { model, lane, k: 2 }),
+    await accept(db, key, { model, lane }),
+    await accept(db, key, { model, lane }),
+  ];
+  await accept(db, key, { model });
+  await markDispatched(db, leader.epoch, [runs.id]);
+  await markDispatched(db, leader.epoch, [expiredThere.id, ended.id]);
+  await settle(db, ended.id, 1, succeeded());
+  await settle(db, expiredThere.id, 1, expired);
+  await settle(db, waits.id, null, cancelled);
+  expect(await readDispatched(db, model, lane, 1_000)).toMatchObject([
+    { id: runs.id, customer_id: other.customer_id, frames: 96, dispatched_ms: expect.any(Number) },
+    { id: ended.id, customer_id: key.customer_id, frames: 48 },
+  ]);
+  expect(await readDispatched(db, model, "realtime", 1_000)).toEqual([]);
+  expect(await readDispatched(db, model, lane, 0)).toHaveLength(1);
 });
 
 test("of a customer's scored rollouts as many may go as bring it to the limit, over all models", async () => {
   const [one, two] = [await newCustomer(db), await newCustomer(db)];
   const [model, other] = ["scored", "scored-elsewhere"];
   const scored = (key: typeof one, name = model) => accept(db, key, { model: name, lane: "bulk", scored: true });
-  const ready = async (atOnceMax: number, name = model) =>
-    (await readScoredBacklog(db, name, atOnceMax, 100)).map(({ id }) => id);
+  const ready = async (atOnceMax: number, name = model, each = 100) => {
+    const customers = (await heads(name, "bulk", atOnceMax)).map(({ customer_id }) => customer_id);
+    const rows = await readBacklog(db, { ...lineOf(name, "bulk", atOnceMax), customers, each });
+    return [one, two].flatMap(({ customer_id }) => idsOf(rows.filter((row) => row.customer_id === customer_id)));
+  };
   const [a, b, , elsewhere] = [await scored(one), await scored(one), await scored(one), await scored(one, other)];
   const x = await scored(two);
   const plain = await accept(db, one, { model, lane: "bulk" });
 
-  expect(await ready(2)).toEqual([a.id, b.id, x.id]);
-  expect((await readScoredBacklog(db, model, 2, 1)).map(({ id }) => id)).toEqual([a.id]);
-  expect((await readBacklog(db, model, "bulk", 10)).map(({ id }) => id)).toEqual([plain.id]);
+  expect(await ready(2)).toEqual([a.id, b.id, plain.id, x.id]);
+  expect(await ready(2, model, 1)).toEqual([a.id, x.id]);
+  expect(await ready(1)).toEqual([a.id, plain.id, x.id]);
   expect(await ready(2, other)).toEqual([elsewhere.id]);
+  expect(await heads(model, "realtime")).toEqual([]);
+  // It is dreamt twice.
+  expect(await read(model, "bulk", [one.customer_id], 3)).toMatchObject([
+    { frames: 96 },
+    { frames: 96 },
+    { frames: 48 },
+  ]);
 
   const [job] = (await markDispatched(db, leader.epoch, [elsewhere.id])).map(predictJobOf);
   expect(job).toMatchObject({ lane: "bulk", scored: true });
   expect(predictJobOf(plain)).not.toHaveProperty("scored");
-  expect(await ready(2)).toEqual([a.id, x.id]);
-  expect(await ready(1)).toEqual([x.id]);
+  expect(await ready(2)).toEqual([a.id, plain.id, x.id]);
+  expect(idsOf(await heads(model, "bulk", 1)).sort()).toEqual([plain.id, x.id].sort());
+  expect(await ready(1)).toEqual([plain.id, x.id]);
   await markDispatched(db, leader.epoch, [a.id, b.id]); // more than the limit, which was higher yesterday
+  expect(await ready(2)).toEqual([plain.id, x.id]);
+  await settle(db, plain.id, null, cancelled);
   expect(await ready(2)).toEqual([x.id]);
   for (const { id } of [elsewhere, a, b]) await settle(db, id, null, cancelled);
   expect(await ready(2)).toHaveLength(2);
@@ -97,30 +191,34 @@ test("a long backlog of scored rollouts is not looked through, neither for them 
   const model = "long-scored-backlog";
   const scored = await accept(db, busy, { model, lane: "bulk", scored: true });
   await db.query(
-    `INSERT INTO rollouts SELECT (jsonb_populate_record(r, jsonb_build_object('id', concat('rollout_scored', n)))).*
-       FROM rollouts r, generate_series(1, 5000) n WHERE r.id = $1`,
+    copyRollouts(
+      "jsonb_build_object('id', concat('rollout_scored', n))",
+      ", generate_series(1, 5000) n WHERE r.id = $1",
+    ),
     [scored.id],
   );
   const plain = await accept(db, other, { model, lane: "bulk" });
   const late = await accept(db, other, { model, lane: "bulk", scored: true });
+  const last = await accept(db, busy, { model, lane: "bulk" });
+  await markDispatched(db, leader.epoch, [scored.id, "rollout_scored1" as RolloutId]);
   await db.query("ANALYZE rollouts");
-  let rowsRead = 0;
-  const explained: Sql = {
-    async query<Row>(text: string, params?: readonly unknown[]) {
-      const plan = JSON.stringify(await db.query(`EXPLAIN (ANALYZE, FORMAT JSON) ${text}`, params));
-      const numbers = (field: string) =>
-        [...plan.matchAll(new RegExp(`"${field}":([0-9.]+)`, "g"))].map(([, n]) => Number(n));
-      rowsRead = Math.max(...numbers("Actual Rows"), ...numbers("Rows Removed by Filter"));
-      return db.query<Row>(text, params);
-    },
-  };
-  expect(await readBacklog(explained, model, "bulk", 200)).toMatchObject([{ id: plain.id }]);
-  expect(rowsRead).toBeLessThan(10);
-  expect(await readScoredBacklog(explained, model, 2, 200)).toHaveLength(3);
-  expect(rowsRead).toBeLessThan(100);
-  expect(await queuePosition(explained, plain)).toBe(QUEUE_POSITION_MAX);
-  expect(await queuePosition(explained, late)).toBe(QUEUE_POSITION_MAX);
-  expect(rowsRead).toBeLessThanOrEqual(QUEUE_POSITION_MAX);
+
+  const customers = [busy.customer_id, other.customer_id];
+  const nodes = await plansOn(db, async (sql) => {
+    expect(idsOf(await readHeads(sql, lineOf(model, "bulk"))).sort()).toEqual([plain.id, last.id].sort());
+    const rows = await readBacklog(sql, { ...lineOf(model, "bulk"), customers, each: 200 });
+    expect(idsOf(rows).sort()).toEqual([plain.id, late.id, last.id].sort());
+  });
+  expectAlongBacklog(nodes);
+  expect(rowsRead(nodes)).toBeLessThan(20);
+
+  const places = await plansOn(db, async (sql) => {
+    expect(await queuePosition(sql, plain)).toBe(2);
+    expect(await queuePosition(sql, late)).toBe(4);
+    expect(await queuePosition(sql, last)).toBe(QUEUE_POSITION_MAX);
+  });
+  expectAlongBacklog(places);
+  expect(rowsRead(places)).toBeLessThanOrEqual(QUEUE_POSITION_MAX + 30);
 });
 
 test("dispatching counts the attempt, and takes only what is still queued", async () => {
@@ -136,9 +234,9 @@ test("dispatching counts the attempt, and takes only what is still queued", asyn
 
   const marked = await markDispatched(db, leader.epoch, [bulk.id, two.id, gone.id, one.id]);
   expect(marked.map(({ id, status, attempt }) => ({ id, status, attempt }))).toEqual([
-    { id: one.id, status: "dispatched", attempt: 1 },
-    { id: two.id, status: "dispatched", attempt: 1 },
     { id: bulk.id, status: "dispatched", attempt: 1 },
+    { id: two.id, status: "dispatched", attempt: 1 },
+    { id: one.id, status: "dispatched", attempt: 1 },
   ]);
   expect(await markDispatched(db, leader.epoch, [one.id])).toEqual([]);
   expect(await readInFlight(db, model)).toEqual({
@@ -149,7 +247,7 @@ test("dispatching counts the attempt, and takes only what is still queued", asyn
     realtime: { rollouts: 0, samples: 0 },
     bulk: { rollouts: 0, samples: 0 },
   });
-  expect(await readBacklog(db, model, "realtime", 10)).toEqual([]);
+  expect(await heads(model, "realtime")).toEqual([]);
 });
 
 test("two dispatchers at once dispatch each rollout once", async () => {

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, expect, test } from "vitest";
 
-import { REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
+import { QUEUE_POSITION_MAX, REDELIVERY_WINDOW_MS } from "#contract/limits.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import {
   countQueued,
@@ -11,8 +11,10 @@ import {
   queuePosition,
 } from "#rollouts/find.ts";
 import { latencyOf } from "#rollouts/latency.ts";
+import type { Rollout } from "#rollouts/rollout.ts";
 import { settle } from "#rollouts/settle.ts";
-import { accept, dispatch, failed, fingerprint, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { accept, copyRollouts, dispatch, failed, fingerprint, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { plansOn, rowsRead } from "#test/support/plans.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
 
 let database: TestDatabase;
@@ -87,6 +89,53 @@ test("the place in the queue counts the same model only, and whoever waits goes 
   expect((await countQueued(db)).get("unheard-of")).toBeUndefined();
 });
 
+test("the place is in the fair order: behind one rollout of each other customer for each of its own before it", async () => {
+  const [busy, other, weighty] = [await newCustomer(db), await newCustomer(db), await newCustomer(db)];
+  const model = "fair-model";
+  const take = (key: typeof busy): Promise<Rollout> => accept(db, key, { model, lane: "bulk" });
+  const many: Rollout[] = [];
+  for (let n = 0; n < 5; n++) many.push(await take(busy));
+  const few = [await take(other), await take(other)];
+  const places = (rollouts: readonly Rollout[]): Promise<(number | null)[]> =>
+    Promise.all(rollouts.map((rollout) => queuePosition(db, rollout)));
+  expect(await places(many)).toEqual([1, 3, 5, 6, 7]);
+  expect(await places(few)).toEqual([2, 4]);
+
+  await db.query("UPDATE customers SET dispatch_weight = 2 WHERE id = $1", [weighty.customer_id]);
+  const double = [await take(weighty), await take(weighty), await take(weighty)];
+  expect(await places(double)).toEqual([3, 4, 7]);
+  expect(await places(many)).toEqual([1, 5, 8, 9, 10]);
+});
+
+test("where as many customers wait as places are counted, the place is the last: nobody looks at each of them", async () => {
+  const key = await newCustomer(db);
+  const model = "crowded-model";
+  const { id } = await accept(db, key, { model, lane: "bulk" });
+  const first = { id, model };
+  const crowd = (from: number, to: number): Promise<unknown> =>
+    db.transaction(async (tx) => {
+      await tx.query(
+        "INSERT INTO customers (id) SELECT concat('cus_crowd', n) FROM generate_series($1::int, $2::int) n",
+        [from, to],
+      );
+      await tx.query(
+        copyRollouts(
+          "jsonb_build_object('id', concat(r.id, n), 'customer_id', concat('cus_crowd', n), 'created_at', now())",
+          ", generate_series($2::int, $3::int) n WHERE r.id = $1",
+        ),
+        [id, from, to],
+      );
+    });
+  await crowd(1, QUEUE_POSITION_MAX - 2);
+  await db.query("ANALYZE rollouts");
+  expect(await queuePosition(db, first)).toBe(1);
+  await crowd(QUEUE_POSITION_MAX - 1, QUEUE_POSITION_MAX + 500);
+  const nodes = await plansOn(db, async (sql) => {
+    expect(await queuePosition(sql, first)).toBe(QUEUE_POSITION_MAX);
+  });
+  expect(rowsRead(nodes)).toBeLessThanOrEqual(QUEUE_POSITION_MAX + 20);
+});
+
 test("percentiles are of what was waited for and succeeded in the last 24 hours, and null without any", async () => {
   const key = await newCustomer(db);
   const model = "timed-model";
@@ -131,8 +180,10 @@ test("latencies are found without looking through what was bulk", async () => {
     await settle(db, rollout.id, 1, succeeded(49, 10));
     if (lane === "realtime") continue;
     await db.query(
-      `INSERT INTO rollouts SELECT (jsonb_populate_record(r, jsonb_build_object('id', concat('rollout_copy', n)))).*
-         FROM rollouts r, generate_series(1, 5000) n WHERE r.id = $1`,
+      copyRollouts(
+        "jsonb_build_object('id', concat('rollout_copy', n))",
+        ", generate_series(1, 5000) n WHERE r.id = $1",
+      ),
       [rollout.id],
     );
   }

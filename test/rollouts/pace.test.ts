@@ -27,16 +27,19 @@ describe("when to look again", () => {
     ["handed out and not yet begun counts as the next", { position: null, per_second: 0.5 }, 2],
     ["nothing came out lately: about what one takes", { position: 4, per_second: 0 }, 12],
     ["no worker is warm", { position: 1, per_second: 0, cold_start_s: 20 }, 23],
+    ["its start is known: until then, and one rollout", { position: 30, starts_in_s: 8, per_second: 2 }, 9],
+    ["it begins at once", { position: 30, starts_in_s: 0 }, 3],
     ["and one takes longer to start than a minute", { position: 1, per_second: 0, cold_start_s: 70 }, 60],
   ])("%s", ([, waiting, seconds]) => {
-    expect(retryAfterS({ position: null, running_s: null, per_second: 0, cold_start_s: 0, ...waiting })).toBe(seconds);
+    const nothing = { position: null, starts_in_s: null, running_s: null, per_second: 0, cold_start_s: 0 };
+    expect(retryAfterS({ ...nothing, ...waiting })).toBe(seconds);
   });
 
   test("is a whole number from 1 to 60, and never sooner for one further back", () => {
     for (const per_second of [0, 0.001, 0.3, 1, 7, 1e6]) {
       let before = 0;
       for (let position = 1; position <= 10_000; position = Math.ceil(position * 1.7)) {
-        const seconds = retryAfterS({ position, running_s: null, per_second, cold_start_s: 0 });
+        const seconds = retryAfterS({ position, starts_in_s: null, running_s: null, per_second, cold_start_s: 0 });
         expect(Number.isInteger(seconds) && seconds >= 1 && seconds <= 60).toBe(true);
         expect(seconds).toBeGreaterThanOrEqual(before);
         before = seconds;

@@ -1,11 +1,14 @@
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 
-import { chooseNext, estimateHeld, type Waiting } from "#scheduler/dispatch/policy.ts";
+import { IDLE, queuesOf } from "#scheduler/dispatch/fair.ts";
+import { chooseNext, estimateHeld, roomFor, type Waiting } from "#scheduler/dispatch/policy.ts";
 
-const NOW = 1_000_000;
-const row = (k: number, deadline_ms = NOW + 60_000): Waiting => ({ k, deadline_ms });
-const ks = (rows: readonly Waiting[]): number[] => rows.map(({ k }) => k);
+/** One customer's, oldest first. */
+const backlogOf = (ks: readonly number[]): Waiting[] =>
+  ks.map((k, n) => ({ id: `r${n}`, customer_id: "a", queued_ms: n, k, frames: k * 48, weight: 1 }));
+const chosenOf = (ks: readonly number[], held: number, in_flight: number): number[] =>
+  chooseNext(IDLE, queuesOf(backlogOf(ks)), roomFor({ held, in_flight })).chosen.map(({ k }) => k);
 
 describe("what is dispatched next", () => {
   test.each([
@@ -17,42 +20,50 @@ describe("what is dispatched next", () => {
     ["counts a batch of eight as eight", [8, 8, 8], 8, 0, 2],
     ["takes one even when no worker lives, so that there is something to start one for", [1, 1], 0, 0, 1],
   ])("%s", (_name, backlog, held, in_flight, taken) => {
-    expect(
-      chooseNext(
-        backlog.map((k) => row(k)),
-        { held, in_flight },
-        NOW,
-      ),
-    ).toHaveLength(taken);
+    expect(chosenOf(backlog, held, in_flight)).toHaveLength(taken);
   });
 
   test("never lets a small rollout overtake a large one", () => {
-    expect(ks(chooseNext([row(1), row(32), row(1)], { held: 8, in_flight: 10 }, NOW))).toEqual([1, 32]);
+    expect(chosenOf([1, 32, 1], 8, 10)).toEqual([1, 32]);
   });
 
-  test("leaves out those whose deadline has passed: the sweep ends them", () => {
-    expect(ks(chooseNext([row(3, NOW), row(2)], { held: 8, in_flight: 0 }, NOW))).toEqual([2]);
+  test("says where there is room for what was not read, and only there", () => {
+    const three = backlogOf([1, 1, 1]);
+    expect(chooseNext(IDLE, queuesOf(three, 3), 4)).toEqual({ chosen: three, more: true });
+    expect(chooseNext(IDLE, queuesOf(three, 4), 4)).toEqual({ chosen: three, more: false });
+    expect(chooseNext(IDLE, queuesOf(three, 3), 3)).toEqual({ chosen: three, more: false });
+    // Whose next one would go, nobody knows: the other customer's must not.
+    const other = { id: "x", customer_id: "b", queued_ms: 9, k: 1, frames: 480, weight: 1 };
+    const later = { ...other, id: "y", queued_ms: 10 };
+    const cut = chooseNext(IDLE, queuesOf([...three, other, later], 3), 9);
+    expect(cut.chosen.map(({ id }) => id)).toEqual(["r0", "x", "r1", "r2"]);
+    expect(cut.more).toBe(true);
   });
 
-  const backlogs = fc.array(fc.record({ k: fc.integer({ min: 1, max: 32 }), deadline_ms: fc.constant(NOW + 1) }));
-  const capacities = fc.record({ held: fc.nat(512), in_flight: fc.nat(512) });
+  const backlogs = fc.array(fc.integer({ min: 1, max: 32 }));
 
-  test("is always the front of the backlog, and overshoots by less than its last rollout", () => {
+  test("one customer's is always the front of the backlog, and overshoots by less than its last rollout", () => {
     fc.assert(
-      fc.property(backlogs, capacities, (backlog, capacity) => {
-        const chosen = chooseNext(backlog, capacity, NOW);
+      fc.property(backlogs, fc.nat(512), fc.nat(512), (backlog, held, in_flight) => {
+        const chosen = chosenOf(backlog, held, in_flight);
         expect(chosen).toEqual(backlog.slice(0, chosen.length));
-        const beforeLast = capacity.in_flight + chosen.slice(0, -1).reduce((sum, { k }) => sum + k, 0);
-        expect(chosen.length === 0 || beforeLast < Math.max(1, capacity.held * 1.5)).toBe(true);
+        const beforeLast = in_flight + chosen.slice(0, -1).reduce((sum, k) => sum + k, 0);
+        expect(chosen.length === 0 || beforeLast < Math.max(1, held * 1.5)).toBe(true);
       }),
     );
   });
 
-  test("an idle system with a backlog always dispatches", () => {
+  test("room is never left while anything waits, whosever it is", () => {
+    const rows = fc.array(fc.tuple(fc.constantFrom("a", "b", "c"), fc.integer({ min: 1, max: 32 })));
     fc.assert(
-      fc.property(backlogs, fc.nat(512), (backlog, held) => {
-        const chosen = chooseNext(backlog, { held, in_flight: 0 }, NOW);
-        expect(chosen.length > 0).toBe(backlog.length > 0);
+      fc.property(rows, fc.nat(512), fc.nat(512), (backlog, held, in_flight) => {
+        const rows = backlogOf(backlog.map(([, k]) => k));
+        const waiting = rows.map((row, n) => Object.assign(row, { customer_id: backlog[n]?.[0] ?? "" }));
+        const room = roomFor({ held, in_flight });
+        const { chosen } = chooseNext(IDLE, queuesOf(waiting), room);
+        const samples = chosen.reduce((sum, { k }) => sum + k, 0);
+        expect(samples >= room || chosen.length === waiting.length).toBe(true);
+        expect(in_flight > 0 || waiting.length === 0 || chosen.length > 0).toBe(true);
       }),
     );
   });

@@ -93,6 +93,29 @@ test("keeps the queue shallow and the rest in the backlog, first come, first ser
   });
 });
 
+test("a customer with a long backlog leaves half of the places to one who comes later, under the next leader, too", async () => {
+  const { db } = fixture.database;
+  const [model] = fixture.models;
+  const target = Math.floor((model?.engine.max_batch_samples ?? 0) * 1.5);
+  const other = await newCustomer(db);
+  for (let n = 0; n < 3 * target; n++) await accept(db, fixture.key, { lane: "bulk" });
+  const dispatched = async (): Promise<{ id: RolloutId; customer_id: string }[]> =>
+    db.query("SELECT id, customer_id FROM rollouts WHERE status = 'dispatched' AND lane = 'bulk'");
+  await dispatching({}, async () => {
+    await eventually(async () => (await dispatched()).length === target);
+  });
+  for (let n = 0; n < target; n++) await accept(db, other, { lane: "bulk" });
+  for (const { id } of await dispatched()) await settle(db, id, 1, cancelled);
+  await dispatching({}, async () => {
+    const next = await eventually(async () => {
+      const rows = await dispatched();
+      return rows.length === target && rows;
+    });
+    const others = next.filter(({ customer_id }) => customer_id === other.customer_id).length;
+    expect(Math.abs(2 * others - target)).toBeLessThanOrEqual(2);
+  });
+});
+
 test.each([
   ["are counted", 1],
   ["are another deployment", null],
@@ -115,6 +138,36 @@ test.each([
     await fixture.queues.signals.publish({ kind: "queued" });
     await eventually(async () => (await dispatchedOf("realtime")) === target);
     expect(await dispatchedOf("bulk")).toBe(target);
+  });
+});
+
+test("a long look at bulk customers holds up nobody who waits", async () => {
+  const { database, key, queues } = fixture;
+  const bulk = await accept(database.db, key, { lane: "bulk" });
+  const looking = Promise.withResolvers<void>();
+  const seen = Promise.withResolvers<void>();
+  const db = database.as("scheduler");
+  const slow: typeof db = {
+    ...db,
+    async query<Row>(text: string, params?: readonly unknown[]) {
+      if (/RECURSIVE/.test(text) && JSON.stringify(params).includes('"bulk"')) {
+        looking.resolve();
+        await seen.promise;
+      }
+      return db.query<Row>(text, params);
+    },
+  };
+  await dispatching({ db: slow }, async () => {
+    try {
+      await looking.promise;
+      const { id } = await accept(database.db, key);
+      await queues.signals.publish({ kind: "queued" });
+      await eventually(async () => (await fixture.read(id)).status === "dispatched");
+      expect((await fixture.read(bulk.id)).status).toBe("queued");
+    } finally {
+      seen.resolve();
+    }
+    await eventually(async () => (await fixture.read(bulk.id)).status === "dispatched");
   });
 });
 

@@ -17,6 +17,7 @@ import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 import { startLoop } from "#platform/loop.ts";
 import type { Outbound } from "#platform/outbound.ts";
+import type { BacklogLimits } from "#rollouts/backlog-limits.ts";
 import { createSlots } from "#platform/slots.ts";
 import { createWorkDir } from "#platform/work-dir.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
@@ -31,6 +32,8 @@ export interface RunnerOptions {
   readonly blobs: BlobStore;
   readonly models: readonly Manifest[];
   readonly outbound: Outbound;
+  /** Of what may wait; rows of datasets keep to a share of them. */
+  readonly backlog: BacklogLimits;
   readonly clock: Clock;
   readonly random: RandomBytes;
   readonly log: Log;

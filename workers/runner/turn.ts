@@ -12,6 +12,7 @@ import { type Prepared, type PrepareParts, prepareRows, type RunModel } from "#d
 import { putSomeBack } from "#datasets/retry.ts";
 import { endTurn, lockMine, readMine, renewTurn, type Turn } from "#datasets/turn.ts";
 import type { MoneyMetrics } from "#ledger/metrics.ts";
+import type { BacklogLimits } from "#rollouts/backlog-limits.ts";
 import { settlesWithin } from "#platform/bounded.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 
@@ -38,6 +39,7 @@ export interface TurnParts extends CollectParts, PrepareParts {
   readonly metrics: RunnerMetrics;
   readonly money: MoneyMetrics;
   readonly leaseMs: number;
+  readonly backlog: BacklogLimits;
 }
 
 /** Whether anything was done. Never rejects: an error is logged, and the next turn tries again. */
@@ -129,7 +131,7 @@ async function feedNext(
     await pauseForModel(turn, parts);
     return 0;
   }
-  const rows = await nextSlice(db, dataset, clock.now());
+  const rows = await nextSlice(db, dataset, parts.backlog, clock.now());
   if (rows.length === 0) return 0;
   const slice = await timed(parts, "prepare", () =>
     collectingMeanwhile(turn, parts, stuck, signal, (end) => prepareRows(dataset, rows, model, parts, end)),
