@@ -12,14 +12,14 @@ export function createSchedulerMetrics(registry: Registry) {
     leader: new Gauge({ name: "dream_scheduler_leader", help: "1 while this process leads", registers }),
     backlog: new Gauge({
       name: "dream_scheduler_backlog_rollouts",
-      help: "Rollouts waiting for dispatch, as far as one round reads",
-      labelNames: ["model"] as const,
+      help: "Rollouts waiting for dispatch in a lane, counted up to 1,000",
+      labelNames: ["model", "lane"] as const,
       registers,
     }),
     dispatched: new Counter({
       name: "dream_scheduler_dispatched_total",
-      help: "Rollouts given to a queue",
-      labelNames: ["model"] as const,
+      help: "Rollouts given to a queue, by model and lane",
+      labelNames: ["model", "lane"] as const,
       registers,
     }),
     swept: new Counter({

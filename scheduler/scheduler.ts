@@ -18,8 +18,11 @@ import { type Leadership, tryLead } from "#rollouts/leader.ts";
 
 import { startAudit } from "./audit.ts";
 import { startDispatcher } from "./dispatch/dispatcher.ts";
+import { createEconomicsMetrics, startEconomicsWatch } from "./economics-watch.ts";
 import { startLoop } from "#platform/loop.ts";
 import { createSchedulerMetrics } from "./metrics.ts";
+import { createPoolMetrics } from "./scaling/metrics.ts";
+import { type ScalingSetup, startScaler } from "./scaling/scaler.ts";
 import { startMoneyWatch } from "./money-watch.ts";
 import { startReconciler } from "./reconciler.ts";
 import { startJanitor } from "./sweep/janitor.ts";
@@ -34,10 +37,12 @@ export interface SchedulerOptions {
   readonly queues: QueueSystem;
   readonly blobs: BlobStore;
   readonly models: readonly Manifest[];
-  /** Live workers of a model, or null when this process does not know (they are another deployment). */
-  readonly liveWorkers: (model: string) => number | null;
+  /** How this process sees to the workers; the fleet goes on when another process leads. */
+  readonly scaling: ScalingSetup;
   /** Scored rollouts that a customer may have dispatched at once, of all models together. */
   readonly scoredAtOnceMax: number;
+  /** Rent of a worker's accelerator. */
+  readonly gpuUsdPerHour: number;
   /** How long inputs and videos are kept after the end of their rollout, and uploads after they came. */
   readonly retentionMs: number;
   /** How long a dataset may wait for its owner. */
@@ -55,6 +60,8 @@ export interface SchedulerOptions {
 export async function startScheduler(options: SchedulerOptions): Promise<Service & { isLeader(): boolean }> {
   const { db, log, holder } = options;
   const metrics = createSchedulerMetrics(options.registry);
+  const economics = createEconomicsMetrics(options.registry);
+  const pools = createPoolMetrics(options.registry);
   let leadership: Leadership | null = null;
 
   const candidacy = startLoop({
@@ -64,7 +71,9 @@ export async function startScheduler(options: SchedulerOptions): Promise<Service
     run: async (signal) => {
       leadership = await tryLead(db, holder);
       if (!leadership) return;
-      const { epoch } = leadership;
+      const { epoch, endedOfFrozen } = leadership;
+      if (endedOfFrozen > 0)
+        log.warn({ connections: endedOfFrozen }, "the leader before did not answer: ended its connections");
       log.info({ epoch: String(epoch) }, "leading");
       metrics.leader.set(1);
       const parts: [string, Service][] = [];
@@ -74,8 +83,12 @@ export async function startScheduler(options: SchedulerOptions): Promise<Service
         parts.push(["webhooks", startWebhookSweep({ ...options, epoch, metrics })]);
         parts.push(["money watch", startMoneyWatch({ ...options, metrics })]);
         parts.push(["audit", startAudit(options)]);
+        parts.push(["economics", startEconomicsWatch({ ...options, epoch, metrics: economics })]);
         if (options.stripe) parts.push(["reconcile", startReconciler({ ...options, stripe: options.stripe, metrics })]);
-        parts.push(["dispatch", await startDispatcher({ ...options, epoch, metrics })]);
+        const scaler = await startScaler({ ...options, epoch, metrics: pools });
+        parts.push(["scaling", scaler]);
+        const { liveWorkers } = scaler;
+        parts.push(["dispatch", await startDispatcher({ ...options, liveWorkers, epoch, metrics })]);
         const reason = await Promise.race([leadership.lost, untilAborted(signal)]);
         if (reason) log.error({ err: reason }, "lost the leadership");
       } finally {

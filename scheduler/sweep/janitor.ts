@@ -4,6 +4,7 @@ import type { BlobStore } from "#blobs/blob-store.ts";
 import type { Clock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import type { Log } from "#platform/log.ts";
+import { deleteOldPoolEvents } from "#pools/events.ts";
 import { deleteDeadLeases } from "#rollouts/leases.ts";
 import { deleteOldIdempotencyKeys, readOwners } from "#rollouts/sweep.ts";
 
@@ -15,7 +16,7 @@ import { deleteOutdatedFiles, deleteOutdatedUploads } from "./retention.ts";
 const CLEAN_EVERY_MS = 15_000;
 /** Long after the sweep has ended what their customers waited for. */
 const DEAD_LEASE_KEPT_MS = 3_600_000;
-const KEYS_PER_ROUND_MAX = 1_000;
+const ROWS_PER_ROUND_MAX = 1_000;
 /** Blobs of one part looked at in one round; a part larger than this is finished in its next turns. */
 const BLOBS_PER_ROUND_MAX = 5_000;
 
@@ -38,8 +39,9 @@ export function startJanitor(options: JanitorOptions): Loop {
     log: options.log,
     run: async (signal) => {
       const { db, epoch, clock } = options;
-      await deleteOldIdempotencyKeys(db, epoch, new Date(clock.now() - IDEMPOTENCY_KEPT_MS), KEYS_PER_ROUND_MAX);
+      await deleteOldIdempotencyKeys(db, epoch, new Date(clock.now() - IDEMPOTENCY_KEPT_MS), ROWS_PER_ROUND_MAX);
       await deleteDeadLeases(db, DEAD_LEASE_KEPT_MS);
+      await deleteOldPoolEvents(db, epoch, new Date(clock.now()), ROWS_PER_ROUND_MAX);
       await deleteOutdatedFiles(options, signal);
       await deleteOutdatedUploads(options, signal);
       await cleanDatasets(options, signal);

@@ -6,7 +6,7 @@ import { startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
 const [noteFolder = "", entry = "", mode = ""] = process.argv.slice(2);
 const fleet = await startLocalFleet({
   models: ["m"],
-  size: 1,
+  initial: 1,
   entry,
   envOf: () => ({ MODE: mode }),
   noteFolder,

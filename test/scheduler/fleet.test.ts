@@ -13,7 +13,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { systemClock } from "#platform/clock.ts";
 import type { Log } from "#platform/log.ts";
 import { processInfo } from "#platform/processes.ts";
-import { type Fleet, startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
+import { type LocalFleet, startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
 import { killOrphans } from "#scheduler/scaling/fleet/orphans.ts";
 import { afterDeath, NO_DEATHS } from "#scheduler/scaling/fleet/restart-policy.ts";
 
@@ -24,7 +24,7 @@ const WORKER = fileURLToPath(new URL("fake-worker.ts", import.meta.url));
 const PARENT = fileURLToPath(new URL("fleet-parent.ts", import.meta.url));
 
 let folder: string;
-let fleet: Fleet | undefined;
+let fleet: LocalFleet | undefined;
 
 beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "dream-fleet-"));
@@ -35,10 +35,13 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-async function start(mode: string, { size = 1, log = silentLog }: { size?: number; log?: Log } = {}): Promise<Fleet> {
+async function start(
+  mode: string,
+  { size = 1, log = silentLog }: { size?: number; log?: Log } = {},
+): Promise<LocalFleet> {
   fleet = await startLocalFleet({
     models: ["m"],
-    size,
+    initial: size,
     entry: WORKER,
     envOf: () => ({ MODE: mode }),
     noteFolder: folder,
@@ -61,7 +64,7 @@ describe("a local fleet", () => {
   test("starts the number it was told, and is warm when one is ready", async () => {
     const started = await start("", { size: 2 });
     expect(started.state("m")).toBe("warming");
-    await eventually(async () => started.liveWorkers("m") === 2);
+    await eventually(async () => (await started.observe("m")).ready.length === 2);
     expect(started.state("m")).toBe("warm");
     expect(started.state("another model")).toBe("cold");
   });
@@ -104,7 +107,7 @@ describe("a local fleet", () => {
 
   test("stops its workers, and leaves no note behind", async () => {
     const started = await start("", { size: 2 });
-    await eventually(async () => started.liveWorkers("m") === 2);
+    await eventually(async () => (await started.observe("m")).ready.length === 2);
     const pids = started.pids("m");
     await eventually(async () => (await readdir(folder)).length === 1);
     await started.stop();
