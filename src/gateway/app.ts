@@ -20,10 +20,12 @@ import type { Log } from "#platform/log.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { predictJobs } from "#queue/queues.ts";
 import { createAcceptor } from "#rollouts/acceptor.ts";
+import { backlogLimitsOf } from "#rollouts/backlog-limits.ts";
 import { retentionMsOf } from "#rollouts/retention.ts";
 import { createTurns } from "#rollouts/turns.ts";
 import { createVideoLinks } from "#rollouts/video-links.ts";
 
+import { createBacklogGuard } from "./backlog-guard.ts";
 import { createBackground } from "./background.ts";
 import { DEFAULT_BOUNDS, type GatewayOptions } from "./gateway-parts.ts";
 import { createByteBudget } from "./input/byte-budget.ts";
@@ -47,6 +49,8 @@ import { createFinishWaits } from "./predict/wait.ts";
 import { startProgressBoard } from "./progress-board.ts";
 import { createRolloutViews, type RolloutViewParts } from "./rollout-view.ts";
 import type { RouteParts } from "./route-parts.ts";
+import { addAdminRoutes } from "./routes/admin.ts";
+import { addDashboardRoutes } from "./routes/dashboard.ts";
 import { addBillingRoutes } from "./routes/billing.ts";
 import { addDatasetActionRoutes } from "./routes/dataset-actions.ts";
 import { addDatasetRoutes } from "./routes/datasets.ts";
@@ -130,10 +134,11 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
 
   const videoSecret = await sharedSecret(db, "video_url", random);
   const cancelParts = { ...options, money, turns: createTurns(), stopping: stopping.signal };
+  const status = createServerStatus({ db, clock, models, pools: options.pools, jobsOf });
   const viewParts: RolloutViewParts = {
     db,
     models,
-    status: createServerStatus({ db, clock, models, pools: options.pools, jobsOf }),
+    status,
     jobsOf,
     clock,
     log,
@@ -167,6 +172,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       ...options,
       ...cancelParts,
       acceptor: createAcceptor(db),
+      backlog: createBacklogGuard({ db, clock, limits: backlogLimitsOf(config), status }),
       waits,
       background,
       waiterId: lease.id,
@@ -192,6 +198,11 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   await addOpenApi(app);
 
   addMetricsRoute(app, parts);
+  await addAdminRoutes(app, parts);
+  await addDashboardRoutes(app, {
+    ...parts,
+    dashboardSecret: await sharedSecret(db, "dashboard_session", random),
+  });
   addReadinessRoute(app, parts);
   addVideoRoute(app, parts);
   addDatasetVideoRoute(app, parts);

@@ -42,6 +42,7 @@ export interface GatewayOptions {
     | "PUBLIC_URL"
     | "DEFAULT_MODEL"
     | "OPERATOR_TOKEN"
+    | "GPU_USD_PER_HOUR"
     | "SIGNUP"
     | "TRUSTED_PROXIES"
     | "STRIPE_SECRET_KEY"
@@ -52,6 +53,8 @@ export interface GatewayOptions {
     | "DATASETS_UNFINISHED_MAX"
     | "DATASET_ROWS_UNFINISHED_MAX"
     | "DATASET_IDLE_DAYS"
+    | "BACKLOG_MAX_PER_CUSTOMER"
+    | "BACKLOG_MAX"
     | "UPLOADS_MAX"
     | "UPLOADS_GB_MAX"
   >;

@@ -2,8 +2,8 @@
 import type { FastifyRequest } from "fastify";
 
 import { jobIdOf } from "#contract/ids.ts";
-import type { PoolState } from "#contract/pool.ts";
-import { envelopeOf, type RolloutEnvelope } from "#rollouts/envelope.ts";
+import { type EnvelopeContext, envelopeOf, type RolloutEnvelope } from "#rollouts/envelope.ts";
+import { expectedStartS, type PoolOutlook } from "#rollouts/expected-start.ts";
 import { queuePosition } from "#rollouts/find.ts";
 import { isTerminal } from "#rollouts/lifecycle.ts";
 import { retryAfterS } from "#rollouts/pace.ts";
@@ -65,27 +65,35 @@ export function createRolloutViews(parts: RolloutViewParts, progress: ProgressBo
     return done === null || perSecond === null ? 0 : Math.max(0, frames - done) / perSecond;
   }
 
-  /** Never rejects, as placeOf: a queue that is away must not make a paid rollout look refused. */
-  async function poolAndPaceOf({ id, model }: Rollout): Promise<readonly [PoolState, number]> {
-    const known = Promise.all([status.poolOf(model), status.paceOf(model)]);
-    return within(LOOK_TIMEOUT_MS, "tell a pool's state and pace", known).catch((error: unknown) => {
+  /** Never rejects, as placeOf: a queue that is away must not make a paid rollout look refused. Null: nobody can tell. */
+  async function outlookOf({ id, model, status: stored }: Rollout): Promise<PoolOutlook | null> {
+    if (isTerminal(stored)) return null;
+    return within(LOOK_TIMEOUT_MS, "tell how a pool does", status.outlookOf(model)).catch((error: unknown) => {
       log.warn({ err: error, rollout_id: id }, "could not tell how fast a pool is; Retry-After is a guess");
-      return ["warm", 0];
+      return null;
     });
   }
 
-  async function retryAfterOf(rollout: Rollout, running: boolean, position: number | null): Promise<number | null> {
+  function retryAfterOf(
+    rollout: Rollout,
+    now: Pick<EnvelopeContext, "running" | "queuePosition" | "expectedStartS">,
+    outlook: PoolOutlook | null,
+  ): number | null {
     if (isTerminal(rollout.status)) return null;
-    const [pool, per_second] = await poolAndPaceOf(rollout);
-    const coldStartS = models.find(rollout.model)?.manifest.engine.cold_start_s ?? 0;
-    const running_s = running ? secondsLeft(rollout) : null;
-    return retryAfterS({ position, running_s, per_second, cold_start_s: pool === "warm" ? 0 : coldStartS });
+    const { per_second = 0, cold_start_s = 0 } = outlook ?? {};
+    return retryAfterS({
+      position: now.queuePosition,
+      starts_in_s: now.expectedStartS,
+      running_s: now.running ? secondsLeft(rollout) : null,
+      per_second,
+      cold_start_s,
+    });
   }
 
   async function envelope(
     rollout: Rollout,
     request: FastifyRequest,
-    now: { readonly running: boolean; readonly queuePosition: number | null },
+    now: Pick<EnvelopeContext, "running" | "queuePosition" | "expectedStartS">,
   ): Promise<RolloutEnvelope> {
     return envelopeOf(rollout, {
       ...now,
@@ -98,18 +106,21 @@ export function createRolloutViews(parts: RolloutViewParts, progress: ProgressBo
 
   return {
     async of(rollout, request) {
-      const [running, position] = await Promise.all([isRunning(rollout), placeOf(rollout)]);
-      return {
-        envelope: await envelope(rollout, request, { running, queuePosition: position }),
-        retryAfterS: await retryAfterOf(rollout, running, position),
-      };
+      const [running, queuePosition, outlook] = await Promise.all([
+        isRunning(rollout),
+        placeOf(rollout),
+        outlookOf(rollout),
+      ]);
+      const place = queuePosition === null ? null : { position: queuePosition, lane: rollout.lane };
+      const now = { running, queuePosition, expectedStartS: place && outlook && expectedStartS(place, outlook) };
+      return { envelope: await envelope(rollout, request, now), retryAfterS: retryAfterOf(rollout, now, outlook) };
     },
     async ofPage(rollouts, request) {
       const shown: RolloutEnvelope[] = [];
       for (let at = 0; at < rollouts.length; at += LOOKS_AT_ONCE) {
         const views = rollouts.slice(at, at + LOOKS_AT_ONCE).map(async (rollout) => {
           const running = await isRunning(rollout);
-          return envelope(rollout, request, { running, queuePosition: null });
+          return envelope(rollout, request, { running, queuePosition: null, expectedStartS: null });
         });
         shown.push(...(await Promise.all(views)));
       }

@@ -6,15 +6,26 @@ import type { PoolState } from "#contract/pool.ts";
 import type { PredictJobs } from "#queue/queues.ts";
 import { countQueued } from "#rollouts/find.ts";
 import { latencyOf } from "#rollouts/latency.ts";
+import { isLookedAfter, poolStateOf, readPools } from "#pools/pool.ts";
+import { readInFlight } from "#rollouts/dispatch.ts";
+import type { PoolOutlook } from "#rollouts/expected-start.ts";
 import { paceOf } from "#rollouts/pace.ts";
 
 import type { PoolStates } from "./gateway-parts.ts";
-import type { Models } from "./models.ts";
+import { keptFor } from "./kept.ts";
+import type { Model, Models } from "./models.ts";
 
 const STATUS_KEPT_MS = 3_000;
 const POOLS_KEPT_MS = 1_000;
 const PRICE_KEPT_MS = 10_000;
-const PACE_KEPT_MS = 2_000;
+const OUTLOOK_KEPT_MS = 1_000;
+/** Of a model that was taken down. */
+const UNKNOWN: PoolOutlook = {
+  pool: null,
+  per_second: 0,
+  in_flight: { realtime: { rollouts: 0, samples: 0 }, bulk: { rollouts: 0, samples: 0 } },
+  cold_start_s: 0,
+};
 
 export interface ModelStatus {
   readonly slug: string;
@@ -28,8 +39,8 @@ export interface ServerStatus {
   readonly startedMs: number;
   models(): Promise<readonly ModelStatus[]>;
   poolOf(slug: string): Promise<PoolState>;
-  /** Rollouts a second that come out at present; 0 for a model that is not here. */
-  paceOf(slug: string): Promise<number>;
+  /** By which the start of what waits is told; of a model that is not here, that nothing is known. */
+  outlookOf(slug: string): Promise<PoolOutlook>;
   /** The list price, for the catalogue, which needs no key. */
   listPriceMils(): Promise<number>;
 }
@@ -45,7 +56,22 @@ export function createServerStatus(parts: {
   const poolStates = keptFor(POOLS_KEPT_MS, clock, () => pools.poolStates());
   const listPrice = keptFor(PRICE_KEPT_MS, clock, () => priceFor(db, null));
 
-  const paces = new Map(models.all.map(({ slug }) => [slug, keptFor(PACE_KEPT_MS, clock, () => paceOf(db, slug))]));
+  const readAllPools = keptFor(POOLS_KEPT_MS, clock, () => readPools(db));
+  const poolOf = async (slug: string): Promise<PoolState> => (await poolStates())[slug] ?? "cold";
+
+  async function readOutlook({ slug, manifest }: Model): Promise<PoolOutlook> {
+    const [pool, per_second, in_flight] = await Promise.all([
+      readAllPools().then((pools) => pools.find((pool) => pool.model === slug && isLookedAfter(pool, clock.now()))),
+      paceOf(db, slug),
+      readInFlight(db, slug),
+    ]);
+    const state = pool ? poolStateOf(pool, clock.now()) : await poolOf(slug);
+    const coldStartS = pool?.cold_start_s ?? manifest.engine.cold_start_s;
+    return { pool: pool ?? null, per_second, in_flight, cold_start_s: state === "warm" ? 0 : coldStartS };
+  }
+  const outlooks = new Map(
+    models.all.map((model) => [model.slug, keptFor(OUTLOOK_KEPT_MS, clock, () => readOutlook(model))]),
+  );
 
   const modelStatuses = keptFor(STATUS_KEPT_MS, clock, async () => {
     const [backlog, states] = await Promise.all([countQueued(db), poolStates()]);
@@ -68,23 +94,8 @@ export function createServerStatus(parts: {
   return {
     startedMs: clock.now(),
     models: modelStatuses,
-    poolOf: async (slug) => (await poolStates())[slug] ?? "cold",
-    paceOf: async (slug) => (await paces.get(slug)?.()) ?? 0,
+    poolOf,
+    outlookOf: async (slug) => (await outlooks.get(slug)?.()) ?? UNKNOWN,
     listPriceMils: listPrice,
-  };
-}
-
-/** One load at a time, its result kept for a while; a failed one is not kept. */
-function keptFor<T>(keptMs: number, clock: Clock, load: () => Promise<T>): () => Promise<T> {
-  let kept: { readonly value: Promise<T>; readonly untilMs: number } | undefined;
-  return () => {
-    const now = clock.now();
-    if (kept && now < kept.untilMs) return kept.value;
-    const value = load();
-    kept = { value, untilMs: now + keptMs };
-    value.catch(() => {
-      if (kept?.value === value) kept = undefined;
-    });
-    return value;
   };
 }

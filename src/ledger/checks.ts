@@ -17,3 +17,11 @@ export async function lastCheckAgeMs(sql: Sql): Promise<number | null> {
   );
   return row?.age_ms ?? null;
 }
+
+/** Some of what the last verification found, in words; none where it found nothing. */
+export async function readCheckExamples(sql: Sql): Promise<readonly string[]> {
+  const [row] = await sql.query<{ examples: readonly string[] }>(
+    "SELECT examples FROM ledger_checks ORDER BY id DESC LIMIT 1",
+  );
+  return row?.examples ?? [];
+}

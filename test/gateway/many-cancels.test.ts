@@ -58,6 +58,8 @@ test("50 calls given up while the account is locked by somebody else: one connec
     () => booksOf(t, busy.customer_id),
     ({ balance }) => balance === 0n,
   );
+  // One that is taken later would succeed, and wait for the locked account with the others behind it.
+  await expect.poll(() => t.worker.taken.length, { timeout: 5_000, interval: 10 }).toBe(1 + CALLS);
   t.worker.fate = "succeed";
 
   const holder = await t.db.pool.connect();

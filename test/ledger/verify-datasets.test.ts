@@ -7,7 +7,7 @@ import { retryByOwner } from "#datasets/control.ts";
 import type { DatasetId } from "#contract/ids.ts";
 
 import { openRunFixture, type OutcomeOf, QUOTAS, type RunFixture, succeed } from "../datasets/run-fixture.ts";
-import { failed, newCustomer } from "../support/ledger.ts";
+import { copyRollouts, failed, newCustomer } from "../support/ledger.ts";
 import { auditAfter, tamperWith } from "./tampering.ts";
 
 let fixture: RunFixture;
@@ -96,7 +96,7 @@ const TAMPERINGS: readonly [string, string, RegExp][] = [
   ],
   [
     "a rollout beside the rows",
-    `INSERT INTO rollouts SELECT (jsonb_populate_record(r, '{"id": "rollout_beside"}')).* FROM rollouts r WHERE dataset_row = 1`,
+    copyRollouts(`'{"id": "rollout_beside"}'`, "WHERE dataset_row = 1"),
     /8 rollouts are of it, its rows were tried 7 times/,
   ],
   [

@@ -5,7 +5,7 @@ import { credit } from "#ledger/ledger.ts";
 import { verifyLedger } from "#ledger/verify.ts";
 import type { Database } from "#platform/database.ts";
 import { settle } from "#rollouts/settle.ts";
-import { accept, cancelled, dispatch, failed, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { accept, cancelled, copyRollouts, dispatch, failed, newCustomer, succeeded } from "#test/support/ledger.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
 
 import { auditAfter, tamperWith } from "./tampering.ts";
@@ -171,7 +171,7 @@ const TAMPERINGS: readonly [string, string, RegExp][] = [
   ],
   [
     "a rollout that nobody paid",
-    `INSERT INTO rollouts SELECT (r).* FROM (SELECT jsonb_populate_record(r, '{"id": "rollout_free"}') AS r FROM rollouts r WHERE status = 'queued') s`,
+    copyRollouts(`'{"id": "rollout_free"}'`, "WHERE status = 'queued'"),
     /rollout_free: 0 debits of 0 mils/,
   ],
 ];

@@ -13,9 +13,10 @@ import { type Actions, actionsBytes } from "#inputs/npy.ts";
 import type { Mode } from "#inputs/params.ts";
 import type { KeyIdentity } from "#keys/keys.ts";
 import { isUndone } from "#platform/database.ts";
-import type { Accepted } from "#rollouts/accept.ts";
+import { type Accepted, isKeyUsed } from "#rollouts/accept.ts";
 import type { Acceptor } from "#rollouts/acceptor.ts";
 
+import type { BacklogGuard } from "../backlog-guard.ts";
 import type { Background } from "../background.ts";
 import type { Model } from "../models.ts";
 import type { AnswerEnd } from "../plugins/answer-end.ts";
@@ -51,6 +52,7 @@ export function payloadOf({ model, frame, candidates, params, scored }: PredictC
 
 export interface SubmitParts extends CancelParts {
   readonly acceptor: Acceptor;
+  readonly backlog: BacklogGuard;
   readonly blobs: BlobStore;
   readonly random: RandomBytes;
   readonly background: Background;
@@ -64,7 +66,10 @@ export interface Terms {
   readonly deadline: number;
 }
 
-/** Throws as Acceptor.accept does; the caller who went away before its statement began is not charged. */
+/**
+ * Throws as BacklogGuard.enter does, but not for a repetition under its key, which adds nothing to the backlog; and as
+ * Acceptor.accept does: the caller who went away before its statement began is not charged.
+ */
 export async function submit(
   parts: SubmitParts,
   call: PredictCall,
@@ -72,6 +77,7 @@ export async function submit(
   { lane, waiter_id, deadline }: Terms,
 ): Promise<Accepted> {
   const { acceptor, background, money, queues } = parts;
+  await enterBacklog(parts, call, lane);
   const id = newRolloutId(parts.random);
   const paid = { id, customer_id: call.identity.customer_id };
   await putInputs(parts, id, call.frame.png, actions);
@@ -111,6 +117,17 @@ export async function submit(
     // The connection may have broken after the commit. Then a rollout is paid whose caller hears of an error.
     if (waiter_id === null && call.idempotency_key !== null) throw mayHaveBeenAccepted(error);
     background.run("cancel a rollout whose acceptance is unknown", () => cancelPatiently(parts, paid, deadline));
+    throw error;
+  }
+}
+
+async function enterBacklog({ db, backlog }: SubmitParts, call: PredictCall, lane: Lane): Promise<void> {
+  const { customer_id } = call.identity;
+  try {
+    await backlog.enter({ model: call.model.slug, lane, customer_id });
+  } catch (error) {
+    const { idempotency_key: key } = call;
+    if (error instanceof ApiError && key !== null && (await isKeyUsed(db, customer_id, key))) return;
     throw error;
   }
 }

@@ -6,6 +6,7 @@ export const GATEWAY_CONFIG: GatewayOptions["config"] = {
   PUBLIC_URL: undefined,
   DEFAULT_MODEL: undefined,
   OPERATOR_TOKEN: undefined,
+  GPU_USD_PER_HOUR: 3.95,
   SIGNUP: "off",
   TRUSTED_PROXIES: undefined,
   STRIPE_SECRET_KEY: undefined,
@@ -16,6 +17,8 @@ export const GATEWAY_CONFIG: GatewayOptions["config"] = {
   DATASETS_UNFINISHED_MAX: 100,
   DATASET_ROWS_UNFINISHED_MAX: 1_000_000,
   DATASET_IDLE_DAYS: 30,
+  BACKLOG_MAX_PER_CUSTOMER: 10_000,
+  BACKLOG_MAX: 100_000,
   UPLOADS_MAX: 10_000,
   UPLOADS_GB_MAX: 20,
 };
