@@ -35,6 +35,8 @@ COPY models ./models
 ENV ORT_PROVIDERS=cuda,cpu \
     CUDA_DEVICE_ORDER=PCI_BUS_ID \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 \
     HOST=0.0.0.0 \
     METRICS_PORT=9090
 EXPOSE 9090

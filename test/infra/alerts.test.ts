@@ -3,15 +3,10 @@ import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { promisify } from "node:util";
 
-import { Registry } from "prom-client";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 
-import { createRegistry } from "#platform/metrics.ts";
-import { createSchedulerMetrics } from "#scheduler/metrics.ts";
-import { startTestGateway, type TestGateway } from "#test/gateway/support/test-gateway.ts";
-import { createNotifierMetrics } from "#workers/notifier/metrics.ts";
-import { createRunnerMetrics } from "#workers/runner/metrics.ts";
+import { type KnownMetrics, metricsIn, readKnownMetrics, strangeLabelsIn } from "./known-metrics.ts";
 
 const run = promisify(execFile);
 const FOLDER = "infra/prometheus";
@@ -25,43 +20,17 @@ interface Rule {
 const { groups } = parse(readFileSync(`${FOLDER}/alerts.yml`, "utf8")) as { groups: { name: string; rules: Rule[] }[] };
 const rules = groups.flatMap((group) => group.rules);
 
-/** Metrics that the rules may name: ours, and `up`, which is Prometheus's own. */
-const known = new Set(["up"]);
-let gateway: TestGateway;
+let known: KnownMetrics;
 beforeAll(async () => {
-  const registry = new Registry();
-  gateway = await startTestGateway({ registry });
-  const scheduler = createRegistry("scheduler");
-  createSchedulerMetrics(scheduler);
-  const notifier = createRegistry("notifier");
-  createNotifierMetrics(notifier);
-  const runner = createRegistry("runner");
-  createRunnerMetrics(runner);
-  for (const metric of await Promise.all(
-    [registry, scheduler, notifier, runner].map((one) => one.getMetricsAsJSON()),
-  )) {
-    for (const { name, type } of metric) {
-      known.add(name);
-      // prom-client counts an enum here: histograms and summaries have these as well.
-      if (String(type) === "histogram") for (const end of ["_bucket", "_count", "_sum"]) known.add(name + end);
-    }
-  }
+  known = await readKnownMetrics();
 });
-afterAll(() => gateway.stop());
-
-/** What is left of an expression without strings, durations, label lists and PromQL's own words. */
-function metricsIn(expr: string): string[] {
-  const bare = expr.replaceAll(/\{[^}]*\}/g, " ").replaceAll(/\[[^\]]*\]|offset \w+/g, " ");
-  return [...bare.matchAll(/[a-z_:][a-z0-9_:]*/gi)]
-    .map(([word]) => word)
-    .filter((word) => !/^(max|min|sum|rate|increase|time|and|or|unless|vector|count|absent|by|on)$/.test(word));
-}
 
 describe.each(rules.map((rule) => [rule.alert, rule] as const))("%s", (_name, rule) => {
-  test("names metrics that our processes have", () => {
+  test("names metrics that our processes have, by labels that these have", () => {
     const named = metricsIn(rule.expr);
     expect(named.length).toBeGreaterThan(0);
     expect(named.filter((metric) => !known.has(metric))).toEqual([]);
+    expect(strangeLabelsIn(rule.expr, known)).toEqual([]);
   });
 
   test("says what happened, how bad it is and what to do", () => {
@@ -85,7 +54,7 @@ test("no two alerts share a name", () => {
 test("every metric of money and ledger is watched by an alert or is one to look at", () => {
   const watched = new Set(rules.flatMap(({ expr }) => metricsIn(expr)));
   const toLookAt = new Set(["dream_money_unsettled_rollouts", "dream_money_oldest_unsettled_debit_age_seconds"]);
-  const ours = [...known].filter((name) => /^dream_(money|ledger)_/.test(name));
+  const ours = [...known.keys()].filter((name) => /^dream_(money|ledger)_/.test(name));
   expect(ours.filter((name) => !watched.has(name) && !toLookAt.has(name))).toEqual([]);
 });
 
@@ -102,7 +71,9 @@ test.skipIf(!promtool)(
   async () => {
     const options = { cwd: FOLDER };
     await run("promtool", ["check", "rules", "alerts.yml"], options);
-    await run("promtool", ["check", "config", "--syntax-only", "prometheus.yml"], options);
+    for (const config of ["prometheus.yml", "../compose/prometheus.yml"]) {
+      await run("promtool", ["check", "config", "--syntax-only", config], options);
+    }
     const { stdout } = await run("promtool", ["test", "rules", "alerts.test.yml"], options);
     expect(stdout).toContain("SUCCESS");
   },
