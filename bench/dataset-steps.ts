@@ -14,7 +14,7 @@ import type { Database } from "#platform/database.ts";
 import { createOutbound } from "#platform/outbound.ts";
 import type { Log } from "#platform/log.ts";
 import { createSlots } from "#platform/slots.ts";
-import { markDispatched, readBacklog, readInFlight } from "#rollouts/dispatch.ts";
+import { markDispatched, readBacklog, readHeads, readInFlight } from "#rollouts/dispatch.ts";
 import { tryLead } from "#rollouts/leader.ts";
 import { settle } from "#rollouts/settle.ts";
 
@@ -23,6 +23,8 @@ const LEASE_MS = 600_000;
 /** As the dispatcher and the settlement worker have them. */
 const BACKLOG_ROWS_MAX = 200;
 const SETTLED_AT_ONCE = 8;
+/** Never reached. */
+const BACKLOG = { per_customer: 10_000, all: 100_000 };
 
 export const STEPS = ["take up", "prepare inputs", "pay and queue", "dispatch", "settle", "collect"] as const;
 export type Step = (typeof STEPS)[number];
@@ -80,7 +82,7 @@ export async function startCycles(options: {
     };
     const { dataset, slice } = await timed("take up", async () => {
       const dataset = await mine();
-      return { dataset, slice: await nextSlice(db, dataset, Date.now()) };
+      return { dataset, slice: await nextSlice(db, dataset, BACKLOG, Date.now()) };
     });
     const prepared = await timed("prepare inputs", () =>
       prepareRows(dataset, slice, model, prepareParts, new AbortController().signal),
@@ -90,8 +92,11 @@ export async function startCycles(options: {
     if (rows === 0 || rows !== slice.length) throw new Error(`${rows} of ${slice.length} rows were taken up`);
 
     const dispatched = await timed("dispatch", async () => {
-      const backlog = await readBacklog(db, slug, "bulk", BACKLOG_ROWS_MAX);
       await readInFlight(db, slug);
+      const line = { model: slug, lane: "bulk", now: new Date(systemClock.now()), scoredAtOnceMax: 1 } as const;
+      const heads = await readHeads(db, line);
+      const customers = heads.map((head) => head.customer_id);
+      const backlog = await readBacklog(db, { ...line, customers, each: BACKLOG_ROWS_MAX });
       return markDispatched(
         db,
         leadership?.epoch ?? 0n,

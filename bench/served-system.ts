@@ -9,6 +9,7 @@ import { setTimeout as delay } from "node:timers/promises";
 
 import { openDatabase, type Parts } from "#cli/context.ts";
 import { readConfig } from "#platform/config.ts";
+import type { Database } from "#platform/database.ts";
 import { stopAll } from "#platform/lifecycle.ts";
 import { createLog } from "#platform/log.ts";
 
@@ -42,8 +43,19 @@ const STAGES = `
          avg(total - (timings ->> 'fetch_ms')::float8 - (timings ->> 'engine_wall_ms')::float8) AS encode_ms,
          avg(extract(epoch FROM delivered_at - finished_at) * 1000)::float8 AS answer_ms
     FROM (SELECT *, (timings ->> 'total_ms')::float8 AS total
-            FROM (SELECT *, result -> 'timings' AS timings FROM rollouts
-                   WHERE status = 'succeeded' ORDER BY created_at DESC LIMIT $1) latest) timed`;
+             FROM (SELECT *, result -> 'timings' AS timings FROM rollouts
+                   WHERE status = 'succeeded' AND customer_id = coalesce($2, customer_id)
+                   ORDER BY created_at DESC LIMIT $1) latest) timed`;
+
+/** Means of the `latest` rollouts that succeeded; of that customer alone, if one is named. */
+export async function stagesOf(
+  db: Database,
+  { latest, customer = null }: { readonly latest: number; readonly customer?: string | null },
+): Promise<Stages> {
+  const [stages] = await db.query<Stages>(STAGES, [latest, customer]);
+  if (!stages) throw new Error("no rollouts yet");
+  return stages;
+}
 
 const READY_TIMEOUT_MS = 120_000;
 const STOP_TIMEOUT_MS = 30_000;
@@ -55,7 +67,16 @@ export async function startServedSystem(
   settings: Readonly<Record<string, string>> = {},
 ): Promise<ServedSystem> {
   const dataDir = await mkdtemp(join(tmpdir(), "dream-bench-"));
-  const env: NodeJS.ProcessEnv = { ...process.env, ...settings, DATA_DIR: dataDir, PORT: "0", LOG_LEVEL: "warn" };
+  // What is measured is a warm system, also after a pause.
+  const warm = { WORKERS_MIN: settings["WORKERS"] ?? process.env["WORKERS"] ?? "1" };
+  const env: NodeJS.ProcessEnv = {
+    ...process.env,
+    ...warm,
+    ...settings,
+    DATA_DIR: dataDir,
+    PORT: "0",
+    LOG_LEVEL: "warn",
+  };
   if (redisUrl !== null) env["REDIS_URL"] = redisUrl;
   const server = spawn(process.execPath, [MAIN, "serve"], { env, stdio: ["ignore", "pipe", "inherit"] });
   const url = await baseUrlOf(server.stdout);
@@ -73,11 +94,7 @@ export async function startServedSystem(
   return {
     url,
     apiKey: String(apiKey),
-    async stagesOfLatest(count) {
-      const [stages] = await db.query<Stages>(STAGES, [count]);
-      if (!stages) throw new Error("no rollouts yet");
-      return stages;
-    },
+    stagesOfLatest: (count) => stagesOf(db, { latest: count }),
     async stop() {
       await stopAll(parts, log);
       const exited = once(server, "exit");

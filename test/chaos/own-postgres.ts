@@ -5,12 +5,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
-import { expect } from "vitest";
-
 import { createCluster, urlOf } from "#cli/postgres-cluster.ts";
 import { openServer } from "#cli/postgres-server.ts";
 import type { Service } from "#platform/lifecycle.ts";
-import { silentLog } from "#test/support/postgres.ts";
+import { createLog } from "#platform/log.ts";
+
+import { eventually } from "../queue/test-queue.ts";
 
 const run = promisify(execFile);
 const START_WITHIN_MS = 60_000;
@@ -25,7 +25,7 @@ export async function startOwnPostgres(): Promise<OwnPostgres> {
   const folder = mkdtempSync(join(tmpdir(), "dream-crash-postgres-"));
   chmodSync(folder, 0o711); // as root, the server runs as another user who must pass through
   const cluster = await createCluster(folder, () => undefined);
-  const server = await openServer(cluster, silentLog);
+  const server = await openServer(cluster, createLog("test", "silent"));
   const start = async (): Promise<string> =>
     urlOf(await server.ensureRunning(() => undefined, Date.now() + START_WITHIN_MS));
   const url = await start();
@@ -37,7 +37,7 @@ export async function startOwnPostgres(): Promise<OwnPostgres> {
       const backends = stdout.split("\n").filter(Boolean).map(Number);
       for (const pid of [postmaster, ...backends]) killHard(pid);
       // A dead process that init has not collected yet counts as a running postmaster, which after a power cut is not there.
-      await expect.poll(() => isThere(postmaster), { timeout: START_WITHIN_MS, interval: 10 }).toBe(false);
+      await eventually(async () => !isThere(postmaster), START_WITHIN_MS);
       if ((await start()) !== url) throw new Error("somebody took the port of a server that was down for a moment");
     },
     async stop() {

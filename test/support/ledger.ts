@@ -13,7 +13,7 @@ import { recordAction } from "#ledger/operator-actions.ts";
 import { verifyLedger } from "#ledger/verify.ts";
 import type { Database, Sql } from "#platform/database.ts";
 import { acceptRollout } from "#rollouts/accept.ts";
-import type { NewRollout, Rollout } from "#rollouts/rollout.ts";
+import { type NewRollout, type Rollout, ROLLOUT_COLUMNS } from "#rollouts/rollout.ts";
 
 /** A rollout of 48 actions, 49 frames, at the list price. */
 export const CHARGE = mils(245);
@@ -103,6 +103,13 @@ export async function accept(
   const { rollout } = await acceptRollout(db, newRollout(key, overrides));
   return rollout;
 }
+
+/** SQL that stores copies of rollouts past all that accepts them: `changed` is JSON about `r`, and may name what `of` joins. */
+export const copyRollouts = (changed: string, of: string): string =>
+  `INSERT INTO rollouts (${ROLLOUT_COLUMNS})
+   SELECT ${ROLLOUT_COLUMNS} FROM (
+     SELECT (made.copy).* FROM (SELECT jsonb_populate_record(r, ${changed}) AS copy FROM rollouts r ${of} OFFSET 0) AS made
+   ) AS copies`; // OFFSET 0: made once for a row, and not for each of its columns
 
 /** Puts a queued rollout into its first attempt, as a dispatcher does. */
 export async function dispatch(sql: Sql, id: RolloutId): Promise<void> {

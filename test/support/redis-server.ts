@@ -9,6 +9,7 @@ import { Redis } from "ioredis";
 
 import { freePort } from "#cli/ports.ts";
 import { settlesWithin } from "#platform/bounded.ts";
+import type { Service } from "#platform/lifecycle.ts";
 
 const run = promisify(execFile);
 const START_TIMEOUT_MS = 15_000;
@@ -16,15 +17,28 @@ const INSTALL_TIMEOUT_MS = 180_000;
 /** Enough for every test file of a run to have its own. */
 export const REDIS_DATABASES = 1_024;
 
-/** Starts a server on a free port; installs redis-server first where that is possible. Never skips. */
-export async function ensureRedis(): Promise<{ readonly url: string; stop(): Promise<void> }> {
-  const binary = (await findRedis()) ?? (await installRedis());
-  const dir = await mkdtemp(join(tmpdir(), "dream-engine-test-redis-"));
-  const port = await freePort();
-  const server = spawn(
+/** How a server is started, where, and by which password. */
+export interface RedisStart {
+  readonly password: string | null;
+  argv(at: RedisPlace): readonly [program: string, ...args: string[]];
+  /** Beside ours. */
+  env(at: RedisPlace): Readonly<Record<string, string>>;
+}
+
+interface RedisPlace {
+  /** redis-server. */
+  readonly binary: string;
+  readonly port: number;
+  /** For its files. */
+  readonly dir: string;
+}
+
+/** Nothing on disk, and what production does when memory is full. */
+const VOLATILE: RedisStart = {
+  password: null,
+  argv: ({ binary, port, dir }) => [
     binary,
-    // Nothing on disk, and what production does when memory is full.
-    Object.entries({
+    ...Object.entries({
       port: String(port),
       bind: "127.0.0.1",
       databases: String(REDIS_DATABASES),
@@ -33,8 +47,49 @@ export async function ensureRedis(): Promise<{ readonly url: string; stop(): Pro
       appendonly: "no",
       "maxmemory-policy": "noeviction",
     }).flatMap(([name, value]) => [`--${name}`, value]),
-    { stdio: ["ignore", "pipe", "inherit"] },
-  );
+  ],
+  env: () => ({}),
+};
+
+export interface RedisServer extends Service {
+  readonly url: string;
+  /** SIGKILLs it and starts it again on what its files hold, if it keeps any; resolves when it has read them. */
+  crash(): Promise<void>;
+}
+
+/** Starts a server on a free port; installs redis-server first where that is possible. Never skips. */
+export async function ensureRedis(how: RedisStart = VOLATILE): Promise<RedisServer> {
+  const binary = (await findRedis()) ?? (await installRedis());
+  const dir = await mkdtemp(join(tmpdir(), "dream-engine-test-redis-"));
+  const port = await freePort();
+  const place = { binary, port, dir };
+  const url = `redis://${how.password === null ? "" : `:${encodeURIComponent(how.password)}@`}127.0.0.1:${port}`;
+  const start = (): Promise<Running> => startServer(how.argv(place), how.env(place), url);
+  let running = await start();
+  return {
+    url,
+    async crash() {
+      await running.kill();
+      running = await start();
+    },
+    async stop() {
+      await running.kill();
+      await rm(dir, { recursive: true, force: true });
+    },
+  };
+}
+
+interface Running {
+  kill(): Promise<void>;
+}
+
+/** Resolves when it answers. */
+async function startServer(
+  [program, ...args]: readonly [string, ...string[]],
+  env: Readonly<Record<string, string>>,
+  url: string,
+): Promise<Running> {
+  const server = spawn(program, args, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "inherit"] });
   let output = "";
   server.stdout.on("data", (chunk: Buffer) => (output = (output + chunk.toString()).slice(-4_000)));
   const exited = new Promise<void>((resolve) => server.once("exit", () => resolve()));
@@ -42,7 +97,6 @@ export async function ensureRedis(): Promise<{ readonly url: string; stop(): Pro
   const kill = (): void => void server.kill("SIGKILL");
   process.once("exit", kill);
 
-  const url = `redis://127.0.0.1:${port}`;
   const probe = new Redis(url, { retryStrategy: () => 50, maxRetriesPerRequest: null });
   probe.on("error", () => undefined); // refused until the server listens
   const failed = exited.then(() => Promise.reject(new Error(`redis-server ended:\n${output}`)));
@@ -55,15 +109,13 @@ export async function ensureRedis(): Promise<{ readonly url: string; stop(): Pro
     throw error;
   } finally {
     probe.disconnect();
-    failed.catch(() => undefined); // from here on its end is stop()'s doing
+    failed.catch(() => undefined); // from here on its end is kill()'s doing
   }
   return {
-    url,
-    async stop() {
+    async kill() {
       process.off("exit", kill);
       kill();
       await exited;
-      await rm(dir, { recursive: true, force: true });
     },
   };
 }

@@ -1,13 +1,16 @@
 /**
  * Entry of the inference worker process, and its composition root. It is the unit of isolation: after an engine fault
- * it ends, and whoever started it starts another. A parent with an IPC channel is told when it is warm.
+ * it ends, and whoever started it starts another. A parent with an IPC channel is told when it is warm and how many jobs it
+ * has, and may tell it to drain; others ask for `GET /state`.
  */
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import type { Manifest } from "#contract/manifest.ts";
+import type { WorkerState } from "#contract/pool.ts";
 import { openBlobs } from "#blobs/open-blobs.ts";
 import { BundleError, loadManifests } from "#platform/bundles.ts";
+import { createBusyTime } from "#platform/busy-time.ts";
 import { systemClock } from "#platform/clock.ts";
 import { type Config, ConfigError, readConfig } from "#platform/config.ts";
 import { stopAll } from "#platform/lifecycle.ts";
@@ -25,9 +28,7 @@ import { readWorkerSettings } from "./settings.ts";
 import { findFfmpeg } from "./video/ffmpeg-path.ts";
 import { startInferenceWorker } from "./worker.ts";
 
-/** Told to stop: jobs in hand may finish. Most supervisors kill after 30 s; before that the rest has to be put back. */
-const DRAIN_GRACE_MS = 25_000;
-/** The same under our own fleet, which kills after 8 s (scheduler/scaling/fleet/local.ts). */
+/** SIGTERM of our own fleet, when it ends as a whole: it kills after 8 s (scheduler/scaling/fleet/local.ts). */
 const FLEET_DRAIN_GRACE_MS = 6_000;
 /** The parent is gone: nobody waits for this process, and its successor should find the jobs soon. */
 const ORPHAN_GRACE_MS = 10_000;
@@ -37,8 +38,9 @@ const LPIPS_MODEL = fileURLToPath(new URL("../../models/lpips/lpips-alex.json", 
 const SENTENCES = [ConfigError, BundleError, ProviderMissing, DeviceError];
 
 async function main(config: Config, log: Log): Promise<number> {
-  const told = untilToldToStop();
-  const { model, runTimeoutMs, optimisations, threads, device } = readWorkerSettings(process.env);
+  const { model, runTimeoutMs, optimisations, threads, device, drainMs } = readWorkerSettings(process.env);
+  const told = untilToldToStop(drainMs);
+  const toDrain = untilToldToDrain();
   if (config.REDIS_URL === undefined && config.DATABASE_URL === undefined) {
     throw new ConfigError("REDIS_URL, DATABASE_URL: expected one of them, got neither: a worker needs a queue");
   }
@@ -52,17 +54,23 @@ async function main(config: Config, log: Log): Promise<number> {
   checkProviders(providers);
   if (isOnDevice(providers)) await prepareDevice(device, manifest, log);
   const registry = createRegistry("inference");
-  const state = { ready: false };
+  const busy = createBusyTime(systemClock);
+  const now: WorkerState = { state: "starting", model, jobs: 0, idle_since_ms: null };
   const metricsServer = await startMetricsServer({
     port: config.METRICS_PORT,
     host: config.HOST,
     registry,
     log,
-    ready: () => state.ready,
+    ready: () => now.state === "ready",
+    also: async ({ method, path }) =>
+      method === "GET" && path === "/state" ? { status: 200, body: { ...now, busy_ms: busy.ms() } } : null,
   });
   const ffmpegPath = await findFfmpeg(config.FFMPEG_PATH);
   const blobs = await openBlobs(config, systemClock);
   const bundleDir = join(config.MODELS_DIR, model);
+  // It cannot have a job yet, and leaving while the thread loads a graph would abort the process: see the end of this function.
+  let loading = true;
+  void told.then(() => (loading ? process.kill(process.pid, "SIGKILL") : undefined));
   const engine = await startEngine({
     bundleDir,
     manifest,
@@ -73,6 +81,7 @@ async function main(config: Config, log: Log): Promise<number> {
     optimisations,
     log,
   });
+  loading = false;
 
   const queues = await openQueues({
     redis_url: config.REDIS_URL,
@@ -92,13 +101,26 @@ async function main(config: Config, log: Log): Promise<number> {
     clock: systemClock,
     log,
     metrics,
+    onJobs(count) {
+      now.jobs = count;
+      busy.set(count);
+      now.idle_since_ms = count === 0 ? systemClock.now() : null;
+      tellParent({ type: "jobs", count });
+    },
   });
-  state.ready = true;
+  now.state = "ready";
+  if (now.jobs === 0) now.idle_since_ms = systemClock.now();
   log.info({ model, metrics_port: metricsServer.port }, "ready");
-  process.send?.({ type: "ready" });
+  tellParent({ type: "ready" });
 
-  const end = await Promise.race([told, worker.failed]);
-  state.ready = false;
+  const drained = toDrain.then(async () => {
+    now.state = "draining";
+    log.info({ jobs: now.jobs }, "draining");
+    await worker.drain();
+    return 0;
+  });
+  const end = await Promise.race([told, drained, worker.failed]);
+  now.state = "draining";
   const failed = end instanceof Error;
   if (failed) log.fatal({ err: end }, "this worker has to be replaced");
   else log.info({ grace_ms: end }, "stopping");
@@ -127,15 +149,29 @@ async function prepareDevice(device: number, manifest: Manifest, log: Log): Prom
   else log.warn("this is a slice of a device: nobody can say how much memory it has before the first forward");
 }
 
-/** Resolves with the grace for the jobs in hand. */
-function untilToldToStop(): Promise<number> {
+/** A parent that is gone hears nothing, which `disconnect` says already. */
+function tellParent(message: { readonly type: "ready" } | { readonly type: "jobs"; readonly count: number }): void {
+  if (process.connected) process.send?.(message, undefined, undefined, () => undefined);
+}
+
+/** Our own fleet's way to stop one of several workers: there is no hurry. */
+function untilToldToDrain(): Promise<void> {
   return new Promise((resolve) => {
-    process.once("SIGTERM", () => resolve(process.connected ? FLEET_DRAIN_GRACE_MS : DRAIN_GRACE_MS));
+    process.on("message", (message) => {
+      if (typeof message === "object" && message !== null && "type" in message && message.type === "drain") resolve();
+    });
+  });
+}
+
+/** Resolves with the grace for the jobs in hand. */
+function untilToldToStop(drainMs: number): Promise<number> {
+  return new Promise((resolve) => {
+    process.once("SIGTERM", () => resolve(process.connected ? FLEET_DRAIN_GRACE_MS : drainMs));
     process.once("disconnect", () => resolve(ORPHAN_GRACE_MS));
     // Ctrl-C in a terminal reaches the whole process group; with a parent, it is the parent who says when to stop.
     for (const signal of ["SIGINT", "SIGHUP"] as const) {
       process.on(signal, () => {
-        if (!process.connected) resolve(DRAIN_GRACE_MS);
+        if (!process.connected) resolve(drainMs);
       });
     }
   });

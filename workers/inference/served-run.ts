@@ -46,7 +46,7 @@ export async function runServed(
 
   function startVideo(candidate: number): VideoEncoding {
     const file = files[candidate] ?? "";
-    const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots };
+    const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots, yields: request.lane === "bulk" };
     const video = startEncoding({ ...options, frames: framesPerVideo });
     void video.failed.then(broken.reject);
     void video.write(request.frame);

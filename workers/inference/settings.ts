@@ -7,6 +7,9 @@ const RUN_TIMEOUT_DEFAULT_MS = 60_000;
 /** More than any machine has: what is beyond is a slip of the pen. */
 const THREADS_MAX = 256;
 const DEVICES_MAX = 64;
+/** Most supervisors kill after 30 s; before that, what is not done has to be put back. */
+const DRAIN_DEFAULT_S = 25;
+const DRAIN_MAX_S = 3_600;
 
 export interface WorkerSettings {
   /** Slug of the one bundle that this process serves. */
@@ -18,6 +21,8 @@ export interface WorkerSettings {
   readonly threads: number | undefined;
   /** Number of the device that cuda and tensorrt use. */
   readonly device: number;
+  /** Told to stop by whoever is not our own fleet: so long jobs in hand may go on, the rest is put back. */
+  readonly drainMs: number;
 }
 
 export function readWorkerSettings(env: NodeJS.ProcessEnv): WorkerSettings {
@@ -34,6 +39,7 @@ export function readWorkerSettings(env: NodeJS.ProcessEnv): WorkerSettings {
     optimisations: readOptimisations(optimisations),
     threads: readInteger(env, "ORT_THREADS", 1, THREADS_MAX),
     device: readInteger(env, "ORT_DEVICE", 0, DEVICES_MAX - 1) ?? 0,
+    drainMs: (readInteger(env, "DRAIN_S", 0, DRAIN_MAX_S) ?? DRAIN_DEFAULT_S) * 1000,
   };
 }
 

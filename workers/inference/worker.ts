@@ -52,9 +52,16 @@ export interface InferenceWorkerOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: WorkerMetrics;
+  /** Called with the number of jobs in its hands whenever that changes. */
+  readonly onJobs?: (count: number) => void;
 }
 
 export interface InferenceWorker extends Service {
+  /**
+   * Takes no more jobs, and resolves when those in hand are done, however long that is; `stop` may follow
+   * before.
+   */
+  drain(): Promise<void>;
   /** Takes no more jobs, finishes those in hand within `graceMs`; the rest runs elsewhere. */
   stop(graceMs?: number): Promise<void>;
   /** Resolves when this process has to be replaced, after the jobs in hand have been seen to. */
@@ -62,18 +69,21 @@ export interface InferenceWorker extends Service {
 }
 
 export async function startInferenceWorker(options: InferenceWorkerOptions): Promise<InferenceWorker> {
-  const { manifest, queues, blobs, engine, clock, log, metrics } = options;
+  const { manifest, queues, blobs, engine, clock, log, metrics, onJobs } = options;
   const { samplesMax } = engine;
   const settlements = settlementQueue(queues);
   const workDir = await createWorkDir("videos");
   const encoderSlots = { realtime: createSlots(samplesMax), bulk: createSlots(samplesMax) };
   const parts = { ...options, workDir: workDir.path, samplesMax, encoderSlots };
+  let draining = false;
   const admission = createAdmission({
     samplesMax,
     pause: () => tellConsumers("pause"),
-    resume: () => tellConsumers("resume"),
+    // After a job that ran alone. A worker that is to go takes none all the same.
+    resume: async () => (draining ? undefined : tellConsumers("resume")),
   });
   const inHand = new Set<{ readonly rolloutId: string; readonly ending: AbortController }>();
+  const idle = Promise.withResolvers<void>();
 
   async function tellConsumers(what: "pause" | "resume"): Promise<void> {
     try {
@@ -100,6 +110,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     // Before the first wait, or a cancellation that comes meanwhile is lost.
     const held = { rolloutId: job.data.rollout_id, ending };
     inHand.add(held);
+    onJobs?.(inHand.size);
     admission.came();
     try {
       await settleOrRun(job, lane, ending.signal);
@@ -107,6 +118,8 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
       admission.gone();
       clearTimeout(deadline);
       inHand.delete(held);
+      onJobs?.(inHand.size);
+      if (draining && inHand.size === 0) idle.resolve();
     }
   }
 
@@ -220,6 +233,14 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     return fault;
   }
 
+  async function drain(): Promise<void> {
+    draining = true;
+    // What a consumer is handed from here on it puts straight back.
+    await tellConsumers("pause");
+    if (inHand.size === 0) idle.resolve();
+    await idle.promise;
+  }
+
   let stopping: Promise<void> | undefined;
   async function stop(graceMs: number): Promise<void> {
     admission.close();
@@ -230,6 +251,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
 
   return {
     failed: Promise.race([afterFault(), ...consumers.map((consumer) => consumer.broken)]),
+    drain,
     stop: (graceMs = DRAIN_GRACE_MS) => (stopping ??= stop(graceMs)),
   };
 }

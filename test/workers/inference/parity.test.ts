@@ -56,7 +56,7 @@ async function dream(rollout: GoldenRollout): Promise<{ frames: Uint8Array; outp
     rowLimits: {
       rowsMax: manifest.engine.max_batch_samples,
       rowsWorth: manifest.engine.max_batch_samples,
-      fillTo: [],
+      fillTo: {},
     },
     specs: specsOf(manifest, undefined),
     counters: createCounters(),

@@ -33,7 +33,7 @@ const bulk = (name: string, stage: Stage, changes: Partial<TestSample> = {}) =>
   sample(name, stage, { lane: "bulk", ...changes });
 const ALONE = { alone: true };
 /** Rows are free: bulk may take all that realtime leaves. */
-const upTo = (rowsMax: number): RowLimits => ({ rowsMax, rowsWorth: rowsMax, fillTo: [] });
+const upTo = (rowsMax: number): RowLimits => ({ rowsMax, rowsWorth: rowsMax, fillTo: {} });
 const BULKS_TURN: PlanState = { bulkPassedOver: BULK_EVERY };
 
 /** "stage names", and " – names" of those displaced. */
@@ -121,7 +121,7 @@ describe("with two lanes", () => {
   });
 
   test("where more rows bring no more, the oldest goes first, and what is cheap is still shared", () => {
-    const dear: RowLimits = { rowsMax: 8, rowsWorth: 1, fillTo: [] };
+    const dear: RowLimits = { rowsMax: 8, rowsWorth: 1, fillTo: {} };
     const two = (stage: Stage) => [sample("a", stage), sample("b", stage), bulk("c", stage)];
     expect(told(two("denoise"), dear)).toBe("denoise a – c");
     expect(told(two("body"), { ...dear, rowsWorth: 2 })).toBe("body ab – c");
@@ -133,14 +133,25 @@ describe("with two lanes", () => {
 
   test("bulk takes no rows that would cost realtime much, and leads none the fewer forwards for it", () => {
     const ready = [bulk("a", "denoise"), bulk("b", "denoise"), sample("R", "denoise")];
-    const dear: RowLimits = { rowsMax: 3, rowsWorth: 3, fillTo: [1, 1, 2, 3] };
+    const dear: RowLimits = { rowsMax: 3, rowsWorth: 3, fillTo: { denoise: [1, 1, 2, 3] } };
     expect(told(ready, dear)).toBe("denoise R – ab");
-    expect(told([...ready, sample("S", "denoise")], { ...dear, fillTo: [1, 2, 3, 3] })).toBe("denoise RSa – b");
+    expect(told([...ready, sample("S", "denoise")], { ...dear, fillTo: { denoise: [1, 2, 3, 3] } })).toBe(
+      "denoise RSa – b",
+    );
     expect(told(ready.slice(0, 2), dear)).toBe("denoise ab");
     expect(told(ready, dear, BULKS_TURN)).toBe("denoise aR"); // its oldest has its turn, no more
     expect(told(ready, 3, BULKS_TURN)).toBe("denoise aRb");
     expect(told([...ready.slice(0, 2), sample("R", "encode")], dear, BULKS_TURN)).toBe("denoise a");
     expect(told([...ready.slice(0, 2), sample("R", "encode")], 3, BULKS_TURN)).toBe("denoise ab");
+  });
+
+  test("what costs much is told of each stage by itself", () => {
+    const dearDecoding: RowLimits = { rowsMax: 2, rowsWorth: 2, fillTo: { denoise: [2, 2, 2], decode: [1, 1, 2] } };
+    expect(told([bulk("a", "decode"), sample("R", "decode")], dearDecoding)).toBe("decode R – a");
+    // Nothing is said of encoding.
+    for (const stage of ["denoise", "head", "body", "encode"] as const) {
+      expect(told([bulk("a", stage), sample("R", stage)], dearDecoding)).toBe(`${stage} Ra`);
+    }
   });
 
   test.each<[string, readonly TestSample[], string]>([

@@ -7,6 +7,8 @@ import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 
 import { readWorkerSettings } from "#workers/inference/settings.ts";
 
+import { freePort } from "#cli/ports.ts";
+import { eventually } from "./support/eventually.ts";
 import { ENDLESS_ACTION } from "./support/tiny-bundle.ts";
 import { createWorkplace, type Workplace } from "./support/workplace.ts";
 
@@ -57,8 +59,11 @@ function spawnWorker(env: Record<string, string> = {}): WorkerProcess {
 
 async function startWorker(env: Record<string, string> = {}): Promise<WorkerProcess> {
   const worker = spawnWorker(env);
-  const ready = once(worker.child, "message").then(([message]) => message as unknown);
-  expect(await Promise.race([ready, worker.exited.then(() => worker.stderr())])).toEqual({ type: "ready" });
+  // It may tell of a first job before.
+  const ready = new Promise((resolve) => {
+    worker.child.on("message", (message: { type: string }) => message.type === "ready" && resolve("ready"));
+  });
+  expect(await Promise.race([ready, worker.exited.then(() => worker.stderr())])).toBe("ready");
   return worker;
 }
 
@@ -82,6 +87,71 @@ test("puts back what outlasts the drain, in time before the fleet would kill it"
   expect(performance.now() - toldAt).toBeLessThan(8_000);
   expect(await place.predictions.find(id)).toEqual({ state: "waiting", data });
   await place.predictions.remove(id);
+});
+
+const stateAt = async (port: number): Promise<unknown> =>
+  fetch(`http://127.0.0.1:${port}/state`).then(
+    (response) => response.json(),
+    () => null, // not listening yet
+  );
+
+test("told to drain it takes nothing more, finishes what it has, ends with 0, and says so all along", async () => {
+  const port = await freePort();
+  const { child, exited } = await startWorker({ METRICS_PORT: String(port) });
+  const counts: unknown[] = [];
+  child.on(
+    "message",
+    (message: { type: string; count?: number }) => message.type === "jobs" && counts.push(message.count),
+  );
+  expect(await stateAt(port)).toEqual({
+    state: "ready",
+    model: "tiny",
+    jobs: 0,
+    idle_since_ms: expect.any(Number),
+    busy_ms: 0,
+  });
+  const first = await place.submit({ chunks: 50, actions: [SLOW_ACTION] });
+  await place.progressOf(first.data.rollout_id);
+  expect(await stateAt(port)).toEqual({
+    state: "ready",
+    model: "tiny",
+    jobs: 1,
+    idle_since_ms: null,
+    busy_ms: expect.any(Number),
+  });
+
+  child.send({ type: "drain" });
+  await eventually(async () => ((await stateAt(port)) as { state: string }).state === "draining");
+  expect((await fetch(`http://127.0.0.1:${port}/readyz`)).status).toBe(503);
+  const second = await place.submit();
+  expect(await exited).toEqual({ code: 0, signal: null });
+  expect(await place.outcomeOf(first.id)).toMatchObject({ kind: "succeeded" });
+  expect(counts).toEqual([1, 0]);
+  expect(await place.predictions.find(second.id)).toEqual({ state: "waiting", data: second.data });
+  expect(place.settled.has(second.id)).toBe(false);
+  await place.predictions.remove(second.id);
+});
+
+test("a SIGTERM while it drains does not wait for what it has", { timeout: 60_000 }, async () => {
+  const { child, exited } = await startWorker();
+  const { id, data } = await place.submit({ chunks: 100, actions: [30 * SLOW_ACTION] });
+  await place.progressOf(data.rollout_id);
+  child.send({ type: "drain" });
+  const toldAt = performance.now();
+  child.kill("SIGTERM");
+  expect(await exited).toEqual({ code: 0, signal: null });
+  expect(performance.now() - toldAt).toBeLessThan(8_000);
+  expect(await place.predictions.find(id)).toEqual({ state: "waiting", data });
+  await place.predictions.remove(id);
+});
+
+test("a SIGTERM while it loads its model ends it at once", async () => {
+  const port = await freePort();
+  const { child, exited } = spawnWorker({ METRICS_PORT: String(port) });
+  const state = await eventually(() => stateAt(port));
+  expect(state).toEqual({ state: "starting", model: "tiny", jobs: 0, idle_since_ms: null, busy_ms: 0 });
+  child.kill("SIGTERM");
+  expect(await exited).toEqual({ code: null, signal: "SIGKILL" });
 });
 
 test("ends when its parent is gone", async () => {

@@ -116,7 +116,8 @@ test("a scored rollout has the video of the unscored one, a score, and one serve
   expect(b.score?.psnr_db).toBeGreaterThan(20);
   expect(b.score?.ssim).toBeGreaterThan(0.8);
   expect(b.score?.lpips).toBeLessThan(0.1);
-  expect(await countOf("engine_wall")).toBe(2);
+  // Both are counted right after they were reported.
+  await expect.poll(() => countOf("engine_wall")).toBe(2);
   expect([await countOf("base_run"), await countOf("scoring")]).toEqual([1, 1]);
   expect(await filesLeft()).toEqual([]);
 });

@@ -1,7 +1,7 @@
 /** What ffmpeg makes of raw frames, and what becomes of an encoding when ffmpeg does not play along. */
 import { execFile } from "node:child_process";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { getPriority, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
@@ -53,6 +53,19 @@ async function decode(file: string): Promise<Buffer> {
   const { stdout } = await run(ffmpegPath, ["-i", file, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"], options);
   return stdout;
 }
+
+test("one that nobody waits for lets others have the processor first", async () => {
+  const told = join(dir, "niceness");
+  const path = await impostor("nice-ffmpeg", `nice >> ${told}\nexec ${ffmpegPath} "$@"`);
+  for (const yields of [true, false]) {
+    const video = startEncoding(optionsFor(`yields-${yields}`, { ffmpegPath: path, yields }));
+    for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
+    await video.finish();
+  }
+  const own = getPriority();
+  const expected = [Math.min(19, own + 10), own];
+  expect((await readFile(told, "utf8")).trim().split("\n").map(Number)).toEqual(expected);
+});
 
 test("makes H.264 in yuv420p at the model's fps with exactly the frames given, in order", async () => {
   const video = startEncoding(optionsFor("good"));

@@ -15,6 +15,7 @@ import type { EngineStats } from "./counters.ts";
 import type { EngineEvent, EngineRequest } from "./loop.ts";
 import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
 import { namesOf, type Specs, specsOf } from "./optimisations.ts";
+import { NO_TELEMETRY } from "./onnx-telemetry.ts";
 import type { SessionTuning } from "./session-tuning.ts";
 
 /** Loading and warming: a bundle that takes longer than this will not come up. */
@@ -115,6 +116,7 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
   const specs = specsOf(manifest, options.optimisations);
   const frameBytes = manifest.shapes.height * manifest.shapes.width * 3;
   const pulse = new Int32Array(new SharedArrayBuffer(Object.keys(PULSE).length * Int32Array.BYTES_PER_ELEMENT));
+  Object.assign(process.env, NO_TELEMETRY); // here: what a thread sets in its environment reaches no native code
   const thread = new Worker(new URL("./thread.ts", import.meta.url), {
     name: "engine",
     workerData: { bundleDir, manifest, providers, device, tuning, rowsWorthFixed, specs, pulse } satisfies ThreadData,

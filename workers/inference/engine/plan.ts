@@ -61,13 +61,20 @@ export interface Plan<S> {
   readonly state: PlanState;
 }
 
+/** What is timed by itself when a bundle is warmed: a denoising step is, as a whole, what head and body are parts of. */
+export type TimedStage = "encode" | "decode" | "denoise";
+const timedAs = (stage: Stage): TimedStage => (stage === "encode" || stage === "decode" ? stage : "denoise");
+
 export interface RowLimits {
   /** Rows of a forward. */
   readonly rowsMax: number;
   /** Rows of a denoising forward that bring more in the same time than fewer would; at most `rowsMax`. */
   readonly rowsWorth: number;
-  /** `fillTo[r]`: rows that a forward of r rows may have in all once bulk ones are added, while realtime samples are there. */
-  readonly fillTo: readonly number[];
+  /**
+   * `fillTo[stage][r]`: rows that a forward of r rows may have in all once bulk ones are added, while realtime samples are
+   * there; as many as fit where nothing is said.
+   */
+  readonly fillTo: Readonly<Partial<Record<TimedStage, readonly number[]>>>;
 }
 
 export interface RowBudget {
@@ -116,7 +123,7 @@ export function planForward<S extends Plannable>(
     lane.filter((sample) => sharesWith(leader, sample) && budget.tryAdd(sample.rows));
   const samples = takeFrom(isLedByRealtime ? realtime : [leader, ...realtime]);
   // In bulk's own turn as well: realtime waits for this forward.
-  if (realtime.length > 0) budget.limitTo(fillTo[budget.used] ?? rowsMax);
+  if (realtime.length > 0) budget.limitTo(fillTo[timedAs(leader.stage)]?.[budget.used] ?? rowsMax);
   samples.push(...takeFrom(bulk.filter((sample) => sample !== leader)));
   const isTaken = new Set(samples);
   const displaced = bulk.filter((sample) => isLedByRealtime && sharesWith(leader, sample) && !isTaken.has(sample));

@@ -7,12 +7,17 @@
 import { GRAPH_NAMES, type GraphName, type Manifest } from "#contract/manifest.ts";
 
 import { BundleMismatch, type Graphs, rowTensorsOf } from "./graphs.ts";
+import type { RowLimits, TimedStage } from "./plan.ts";
 import { sizeOf, type Tensor, zeros } from "./tensor.ts";
 
 /** Of the memory that is there; the rest is for parked samples, encoders and the frames between them. */
 const MEMORY_SHARE = 0.8;
-/** What bulk rows may make of a realtime forward's time. */
-const FILL_SLOWDOWN_MAX = 1.5;
+/**
+ * What bulk rows may make of a realtime forward's time. Beside any load a planner's P99 may become 1.5 times as long
+ * (bench/planner-beside-bulk.ts): this is a part of it, because it also waits for forwards of bulk's, and for everything that is not
+ * the engine.
+ */
+const FILL_SLOWDOWN_MAX = 1.2;
 /** So much more a second a larger forward has to bring: less cannot be told from noise, and everybody in it waits longer. */
 const WORTH_GAIN_MIN = 1.15;
 /**
@@ -22,7 +27,14 @@ const WORTH_GAIN_MIN = 1.15;
  */
 const RUNS_MAX = 4;
 const RUNS_UNDER_MS = 800;
-const TIMED_GRAPHS = new Set<GraphName>(["denoiser_head", "denoiser_body", "denoiser_tail"]);
+const TIMED_GRAPHS: Readonly<Partial<Record<GraphName, TimedStage>>> = {
+  frame_encoder: "encode",
+  denoiser_head: "denoise",
+  denoiser_body: "denoise",
+  denoiser_tail: "denoise",
+  advance: "decode",
+  decoder: "decode",
+};
 
 export interface MemoryGauge {
   /** What is in use, by this process or, of a device, by all; what may still be taken. */
@@ -37,8 +49,7 @@ export const processMemory: MemoryGauge = {
 export interface WarmUp {
   /** Rows of a forward at most. */
   readonly samplesMax: number;
-  /** As in `RowLimits`. */
-  readonly fillTo: readonly number[];
+  readonly fillTo: RowLimits["fillTo"];
   readonly rowsWorth: number;
   /** Why it is less than the manifest allows, or null. */
   readonly limitedBy: string | null;
@@ -63,12 +74,12 @@ export interface WarmUpOptions {
 /** Throws what a batch of one threw, and BundleMismatch at any size. */
 export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): Promise<WarmUp> {
   const before = await memory?.read();
-  const timed: TimedForward[] = [];
+  const timed: Record<TimedStage, TimedForward[]> = { encode: [], decode: [], denoise: [] };
   let samplesMax = 0;
   const warm = (limitedBy: string | null): WarmUp => ({
     samplesMax,
-    fillTo: fillToOf(timed),
-    rowsWorth: rowsWorthOf(timed),
+    fillTo: { encode: fillToOf(timed.encode), decode: fillToOf(timed.decode), denoise: fillToOf(timed.denoise) },
+    rowsWorth: rowsWorthOf(timed.denoise),
     limitedBy,
   });
   for (const rows of warmUpSizes(manifest.engine.max_batch_samples)) {
@@ -82,7 +93,8 @@ export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): 
       }
     }
     try {
-      timed.push({ rows, ms: await bestTime(() => runAll(manifest, graphs, rows, now)) });
+      const best = await bestTimes(() => runAll(manifest, graphs, rows, now));
+      for (const stage of TIMED_STAGES) timed[stage].push({ rows, ms: best[stage] });
     } catch (error) {
       if (samplesMax === 0 || error instanceof BundleMismatch) throw error;
       return warm(`a batch of ${rows} failed: ${error instanceof Error ? error.message : String(error)}`);
@@ -92,17 +104,21 @@ export async function warmUp({ manifest, graphs, memory, now }: WarmUpOptions): 
   return warm(null);
 }
 
-async function bestTime(run: () => Promise<number>): Promise<number> {
-  let [best, spent] = [Infinity, 0];
+const TIMED_STAGES = ["encode", "decode", "denoise"] as const satisfies readonly TimedStage[];
+type StageTimes = Record<TimedStage, number>;
+
+async function bestTimes(run: () => Promise<StageTimes>): Promise<StageTimes> {
+  const best: StageTimes = { encode: Infinity, decode: Infinity, denoise: Infinity };
+  let spent = 0;
   for (let runs = 0; runs < RUNS_MAX && spent < RUNS_UNDER_MS; runs++) {
     const ms = await run();
-    best = Math.min(best, ms);
-    spent += ms;
+    for (const stage of TIMED_STAGES) best[stage] = Math.min(best[stage], ms[stage]);
+    spent += ms.denoise;
   }
   return best;
 }
 
-/** Denoising this many rows took this long. */
+/** A stage of this many rows took this long. */
 export interface TimedForward {
   readonly rows: number;
   readonly ms: number;
@@ -131,12 +147,11 @@ export function rowsWorthOf(timed: readonly TimedForward[]): number {
   return timed.find((one) => perMs(one) * WORTH_GAIN_MIN >= best)?.rows ?? 1;
 }
 
-/** Returns the milliseconds that denoising took. */
-async function runAll(manifest: Manifest, graphs: Graphs, rows: number, now: () => number): Promise<number> {
+async function runAll(manifest: Manifest, graphs: Graphs, rows: number, now: () => number): Promise<StageTimes> {
   const known = rowTensorsOf(manifest);
   // Extras have no shape in the manifest: what one graph gave is what the next one takes.
   const tensors: Record<string, Tensor> = {};
-  let denoisingMs = 0;
+  const took: StageTimes = { encode: 0, decode: 0, denoise: 0 };
   for (const graph of GRAPH_NAMES) {
     const signature = graphs.signatures[graph];
     if (!signature) continue;
@@ -149,7 +164,8 @@ async function runAll(manifest: Manifest, graphs: Graphs, rows: number, now: () 
     }
     const startedAt = now();
     const outputs = await graphs.run(graph, inputs);
-    if (TIMED_GRAPHS.has(graph)) denoisingMs += now() - startedAt;
+    const stage = TIMED_GRAPHS[graph];
+    if (stage) took[stage] += now() - startedAt;
     for (const [name, tensor] of Object.entries(outputs)) {
       const want = known[name];
       if (sizeOf(tensor.dims.slice(0, 1)) !== rows || (want && sizeOf(tensor.dims) !== rows * sizeOf(want.dims))) {
@@ -161,7 +177,7 @@ async function runAll(manifest: Manifest, graphs: Graphs, rows: number, now: () 
       tensors[name] = tensor;
     }
   }
-  return denoisingMs;
+  return took;
 }
 
 const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;

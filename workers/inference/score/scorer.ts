@@ -12,6 +12,7 @@ import type { Service } from "#platform/lifecycle.ts";
 import type { Log } from "#platform/log.ts";
 import { createSlots } from "#platform/slots.ts";
 
+import { NO_TELEMETRY } from "../engine/onnx-telemetry.ts";
 import type { FilePair } from "./score-files.ts";
 import type { VideoScore } from "./score-videos.ts";
 import type { ScorerAnswer, ScorerOrders } from "./scorer-process.ts";
@@ -55,7 +56,7 @@ export function startScorer({ lpipsModel, log, idleMs = IDLE_MS }: ScorerOptions
 
   function start(): Running {
     // It needs nothing of this environment, and some of it is secret.
-    const child = fork(ENTRY, [], { env: {}, execArgv: [], stdio: ["ignore", "ignore", "inherit", "ipc"] });
+    const child = fork(ENTRY, [], { env: NO_TELEMETRY, execArgv: [], stdio: ["ignore", "ignore", "inherit", "ipc"] });
     const { promise: exited, resolve } = Promise.withResolvers<string>();
     const over = (cause: string): void => {
       if (running?.child === child) {

@@ -17,6 +17,8 @@ import type { Slots } from "#platform/slots.ts";
 const FINISH_TIMEOUT_MS = 60_000;
 /** From SIGKILL to the process's end. */
 const KILL_TIMEOUT_MS = 5_000;
+/** Of an encoding that yields; a tenth of a normal one's share where both want the same core, all of it where nobody else does. */
+const YIELDING_NICENESS = 10;
 
 export class VideoError extends Error {
   override readonly name = "VideoError";
@@ -33,6 +35,8 @@ export interface VideoOptions {
   readonly frames: number;
   /** Processes that may run at once. */
   readonly slots: Slots;
+  /** Nobody waits for this video: others on the machine, and videos that somebody waits for, have the processor first. */
+  readonly yields?: boolean;
 }
 
 export interface VideoEncoding {
@@ -116,10 +120,10 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
 }
 
 async function runFfmpeg(options: VideoOptions, input: PassThrough, signal: AbortSignal): Promise<void> {
-  const { ffmpegPath, file, width, height, fps } = options;
+  const { ffmpegPath, file, width, height, fps, yields = false } = options;
   // fluent-ffmpeg throws outside of any promise when a spawn fails, so what can be known is checked before.
   await access(ffmpegPath, constants.X_OK);
-  const command = ffmpeg({ source: input, stdoutLines: 20 })
+  const command = ffmpeg({ source: input, stdoutLines: 20, niceness: yields ? YIELDING_NICENESS : 0 })
     .setFfmpegPath(ffmpegPath)
     .inputFormat("rawvideo")
     .inputOptions(["-pix_fmt rgb24", `-s ${width}x${height}`, `-r ${fps}`])

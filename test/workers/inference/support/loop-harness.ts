@@ -66,7 +66,7 @@ export async function createHarness(options: HarnessOptions = {}): Promise<Harne
     rowLimits: {
       rowsMax: manifest.engine.max_batch_samples,
       rowsWorth: manifest.engine.max_batch_samples,
-      fillTo: [],
+      fillTo: {},
     },
     specs: specsOf(withGraphs(manifest, options), options.optimisations),
     counters,
