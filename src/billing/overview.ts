@@ -17,12 +17,14 @@ export interface CustomerRow {
   readonly stripe_customer_id: string | null;
   readonly created_at: Date;
   readonly closed_at: Date | null;
+  /** Share in dispatch, 1 to 100: see src/rollouts/weight.ts. */
+  readonly dispatch_weight: number;
   readonly balance_mils: Mils;
   readonly debt_mils: Mils;
 }
 
 const CUSTOMERS = `
-  SELECT c.id AS customer_id, c.email, c.signup_email, c.stripe_customer_id, c.created_at, c.closed_at,
+  SELECT c.id AS customer_id, c.email, c.signup_email, c.stripe_customer_id, c.created_at, c.closed_at, c.dispatch_weight,
          balance.balance_mils, debt.balance_mils AS debt_mils
     FROM customers c
     JOIN accounts balance ON balance.customer_id = c.id AND balance.account = 'balance'

@@ -139,17 +139,14 @@ export async function openSharedDatabase(part: Part, config: Config, log: Log, p
   return open;
 }
 
+export type Shared = Omit<OpenDatabase, "embedded"> & { readonly queues: QueueSystem };
+
 /** That and the queue: what gateway, scheduler, settlement worker and runner share. */
-export async function openShared(
-  part: Part,
-  config: Config,
-  log: Log,
-  parts: Parts,
-): Promise<{ readonly db: Database; readonly queues: QueueSystem }> {
+export async function openShared(part: Part, config: Config, log: Log, parts: Parts): Promise<Shared> {
   const { db, url, owned } = await openSharedDatabase(part, config, log, parts);
   const queues = await openQueues({ redis_url: config.REDIS_URL, database_url: url, migrate: owned, log });
   parts.push(["queues", queues]);
-  return { db, queues };
+  return { db, url, owned, queues };
 }
 
 /** What a person can solve of a database that does not let us in; null for anything else. */

@@ -77,7 +77,11 @@ async function joinOrStart(config: Config, log: Log, steps: Steps): Promise<Serv
     return { url: running.url, db, queues, stop: () => stopAll(parts.splice(0), log) };
   }
   // Its own port, so that it neither needs 8080 nor gets in the way of whoever has it.
-  const system = await startSystem({ ...config, PORT: 0, WORKERS: Math.max(1, config.WORKERS) }, log, steps);
+  const system = await startSystem(
+    { ...config, PORT: 0, FLEET: "local", WORKERS: Math.max(1, config.WORKERS) },
+    log,
+    steps,
+  );
   steps.begin("warming the model");
   if (!(await untilWarm(system, AbortSignal.timeout(WARM_TIMEOUT_MS)))) {
     await system.stop();

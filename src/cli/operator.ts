@@ -7,8 +7,13 @@ import type { Command } from "commander";
 export const withOperator = (command: Command): Command =>
   command.option("--operator <name>", "who does this; default: your user name on this machine");
 
-export function operatorOf({ operator }: { readonly operator?: string }): string {
-  if (operator !== undefined && operator.trim() !== "") return operator.trim();
+/** `--by`, where what is recorded is a word or a decision about a pool. */
+export const withBy = (command: Command): Command =>
+  command.option("--by <name>", "who says so; default: your user name on this machine");
+
+export function operatorOf({ operator, by }: { readonly operator?: string; readonly by?: string }): string {
+  const given = (operator ?? by ?? "").trim();
+  if (given !== "") return given;
   try {
     return userInfo().username;
   } catch {

@@ -13,7 +13,7 @@ export async function serve(): Promise<void> {
   const steps = createSteps();
   const system = await startSystem(config, log, steps);
   const stopWaiting = new AbortController();
-  const warm = config.WORKERS === 0 ? Promise.resolve(false) : untilWarm(system, stopWaiting.signal);
+  const warm = untilWarm(system, stopWaiting.signal);
   const first = await Promise.race([told, warm]);
   if (typeof first === "boolean") {
     if (first) steps.done("models are warm");
@@ -28,6 +28,7 @@ export async function serve(): Promise<void> {
 
 function welcome({ url, manifests, fleet }: System, auth: "on" | "off"): string {
   const models = manifests.map(({ slug }) => {
+    if (fleet === null) return slug;
     const problem = fleet.crashLoop(slug);
     return `${slug} (${problem === null ? fleet.state(slug) : `its worker keeps dying: ${problem}`})`;
   });
@@ -42,6 +43,7 @@ function welcome({ url, manifests, fleet }: System, auth: "on" | "off"): string 
     `  Base URL   ${url}`,
     `  Models     ${models.join(", ")}`,
     `  API docs   ${url}/docs`,
+    `  Dashboard  ${url}/dashboard`,
     `  A key      ${key}`,
     "  Stop       Ctrl-C",
     "",

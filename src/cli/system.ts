@@ -3,9 +3,7 @@
  * children. The same parts run one by one as separate deployments (commands/gateway.ts and its siblings).
  */
 import { randomBytes } from "node:crypto";
-import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 
 import { createStripe } from "#billing/stripe.ts";
 import type { Manifest } from "#contract/manifest.ts";
@@ -24,8 +22,9 @@ import { createOutbound } from "#platform/outbound.ts";
 import { openQueues } from "#queue/open-queues.ts";
 import type { QueueSystem } from "#queue/job-queue.ts";
 import { datasetIdleMsOf } from "#datasets/idle.ts";
+import { backlogLimitsOf } from "#rollouts/backlog-limits.ts";
 import { retentionMsOf } from "#rollouts/retention.ts";
-import { type Fleet, startLocalFleet } from "#scheduler/scaling/fleet/local.ts";
+import type { LocalFleet } from "#scheduler/scaling/fleet/local.ts";
 import { startScheduler } from "#scheduler/scheduler.ts";
 import { startNotifier } from "#workers/notifier/notifier.ts";
 import { startRunner } from "#workers/runner/runner.ts";
@@ -33,15 +32,13 @@ import { startSettlementWorker } from "#workers/settlement/worker.ts";
 
 import { openBlobs, openDatabase, type Parts } from "./context.ts";
 import { openAs, workerDatabaseUrl } from "./database-roles.ts";
-import { poolStatesFromTraffic } from "./pool-states.ts";
+import { limitsOf, startOwnWorkers } from "./fleet.ts";
+import { createPoolStates } from "./pool-states.ts";
 import { alreadyServing, cannotListen, preflight } from "./preflight.ts";
 import { noteRunningServer } from "./running-server.ts";
 import type { Steps } from "./steps.ts";
 import { UserError } from "./user-error.ts";
-import { workerEnv } from "./worker-access.ts";
 
-/** The program of an inference worker, as the fleet starts it. */
-const WORKER_ENTRY = fileURLToPath(import.meta.resolve("#workers/inference/main.ts"));
 const WARM_POLL_MS = 50;
 
 export interface System extends Service {
@@ -49,7 +46,8 @@ export interface System extends Service {
   readonly manifests: readonly Manifest[];
   readonly db: Database;
   readonly queues: QueueSystem;
-  readonly fleet: Fleet;
+  /** Null: somebody else runs the workers. */
+  readonly fleet: LocalFleet | null;
   /** Resolves when this process cannot go on and has to be started anew. */
   readonly failed: Promise<Error>;
 }
@@ -67,6 +65,13 @@ export async function startSystem(config: Config, log: Log, steps: Steps): Promi
 
 async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): Promise<System> {
   const clock = systemClock;
+  const limits = limitsOf(config);
+  const { FLEET: fleetKind = config.WORKERS === 0 ? "none" : "local" } = config;
+  if (fleetKind === "kubernetes") {
+    throw new UserError(
+      "FLEET: `serve` expected local or none, got kubernetes. In a cluster each role runs by itself.",
+    );
+  }
   const manifests = await loadManifests(config.MODELS_DIR);
   await preflight(config, manifests);
   const {
@@ -102,28 +107,27 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     log: settlementLog,
   };
   parts.push(["settlement", await startSettlementWorker(settlement)]);
-  const queueUrl = queues.backend === "postgres" ? await workerDatabaseUrl(owner) : null;
-  const fleet = await startLocalFleet({
-    models,
-    size: config.WORKERS,
-    entry: WORKER_ENTRY,
-    envOf: (model) => workerEnv(config, model, queueUrl),
-    noteFolder: join(config.DATA_DIR, "workers"),
-    clock,
-    log,
-  });
-  parts.push(["inference workers", fleet]);
+  let fleet: LocalFleet | null = null;
+  if (fleetKind === "local") {
+    const queueUrl = queues.backend === "postgres" ? await workerDatabaseUrl(owner) : null;
+    // Whoever starts the system is about to use it.
+    const initial = Math.max(1, config.WORKERS_MIN);
+    fleet = await startOwnWorkers({ config, models, initial, queueUrl, clock, log });
+    parts.push(["inference workers", fleet]);
+  }
   const schedulerLog = log.child({ part: "scheduler" });
   const scheduler = await startScheduler({
     db: await openAs("scheduler", owner, schedulerLog, parts),
     queues,
     blobs,
     models: manifests,
-    // Without workers of its own, this process does not know how many others there are.
-    liveWorkers: (model) => (config.WORKERS === 0 ? null : fleet.liveWorkers(model)),
+    scaling: fleet
+      ? { fleet: { kind: "local", driver: fleet }, limits, atLeast: firstWorkers(fleet, limits) }
+      : { fleet, limits },
     retentionMs: retentionMsOf(config),
     datasetIdleMs: datasetIdleMsOf(config),
     scoredAtOnceMax: config.SCORED_AT_ONCE_MAX,
+    gpuUsdPerHour: config.GPU_USD_PER_HOUR,
     holder: `serve ${process.pid}`,
     clock,
     log: schedulerLog,
@@ -140,6 +144,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     blobs,
     models: manifests,
     outbound,
+    backlog: backlogLimitsOf(config),
     clock,
     random: randomBytes,
     log: runnerLog,
@@ -149,10 +154,6 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
 
   const gatewayLog = log.child({ part: "gateway" });
   const gatewayDb = await openAs("gateway", owner, gatewayLog, parts);
-  const pools =
-    config.WORKERS === 0
-      ? poolStatesFromTraffic(gatewayDb, queues, manifests)
-      : { poolStates: async () => Object.fromEntries(models.map((model) => [model, fleet.state(model)])) };
   const rateLimiter = await openRateLimiter({
     redis_url: config.REDIS_URL,
     // Nobody else has a gateway on a database of this folder's own.
@@ -170,7 +171,7 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
     queues,
     blobs,
     bundles: manifests,
-    pools,
+    pools: createPoolStates(gatewayDb, models, clock),
     rateLimiter,
     clock,
     random: randomBytes,
@@ -206,10 +207,22 @@ async function assemble(config: Config, log: Log, steps: Steps, parts: Parts): P
   return { url: gateway.url, manifests, db, queues, fleet, failed, stop: () => stopAll(parts.splice(0), log) };
 }
 
-/** Waits until every model has a worker; false when one keeps dying or `signal` ends the wait. */
+/** Whoever starts the system is about to use it: of each model one worker stays until a window after it was ready. */
+const firstWorkers =
+  (fleet: LocalFleet, { scaledown_s }: ReturnType<typeof limitsOf>) =>
+  (model: string): number => {
+    const readyMs = fleet.firstReadyMs(model);
+    return readyMs === null || systemClock.now() - readyMs < scaledown_s * 1000 ? 1 : 0;
+  };
+
+/** Waits until every model has had a worker; false when one keeps dying, `signal` ends the wait, or workers are somebody else's. */
 export async function untilWarm({ manifests, fleet }: System, signal: AbortSignal): Promise<boolean> {
+  if (fleet === null) return false;
+  // One that has been warm may be gone before the last of the others is, because nobody uses it.
+  const cold = new Set(manifests.map(({ slug }) => slug));
   while (!signal.aborted) {
-    if (manifests.every(({ slug }) => fleet.state(slug) === "warm")) return true;
+    for (const slug of cold) if (fleet.state(slug) === "warm") cold.delete(slug);
+    if (cold.size === 0) return true;
     if (manifests.some(({ slug }) => fleet.crashLoop(slug) !== null)) return false;
     await delay(WARM_POLL_MS);
   }

@@ -43,6 +43,7 @@ const STATUS_OF = {
   // Of a row of a dataset, never of a request.
   fetch_failed: 422,
   rate_limited: 429,
+  too_many_waiting: 429,
   client_closed_request: 499,
   internal: 500,
   engine_failed: 500,

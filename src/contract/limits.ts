@@ -35,7 +35,7 @@ export const ASYNC_EXPIRES_S_MAX = 7 * 24 * 3600;
 export const ASYNC_RUN_MAX_MS = 15 * 60_000;
 /** `?wait=` of what can be waited for; below the idle time of the usual proxies. */
 export const LONG_POLL_S_MAX = 50;
-/** Places in the backlog that are counted; one further back is told this. Every submission counts them: under a millisecond. */
+/** Places in the backlog that are counted; one further back is told this. Every submission counts them: within milliseconds. */
 export const QUEUE_POSITION_MAX = 1_000;
 export const LIST_PAGE_DEFAULT = 20;
 export const LIST_PAGE_MAX = 200;

@@ -128,7 +128,30 @@ export const SETTINGS = {
   DEFAULT_MODEL: setting("model behind the bare base URL; unset: the flagship", undefined, "a model slug", (text) =>
     /^[a-z0-9][a-z0-9-]{0,62}$/.test(text) ? text : null,
   ),
-  WORKERS: setting("inference workers of the local fleet, per model", "1", "a number from 0 to 64", integer(0, 64)),
+  FLEET: setting(
+    "who runs the inference workers: this scheduler as its child processes, Kubernetes, or somebody else; unset: local in `serve`, none in `scheduler`",
+    undefined,
+    "local, kubernetes or none",
+    oneOf("local", "kubernetes", "none"),
+  ),
+  WORKERS: setting(
+    "inference workers of a model, at most; 0 with `serve`: somebody else runs them",
+    "1",
+    "a number from 0 to 1000",
+    integer(0, 1_000),
+  ),
+  WORKERS_MIN: setting(
+    "inference workers of a model that are kept whatever comes",
+    "0",
+    "a number from 0 to 1000",
+    integer(0, 1_000),
+  ),
+  SCALEDOWN_S: setting(
+    "a worker that was not needed for so many seconds is stopped",
+    "60",
+    "a number of seconds from 0 to 86400",
+    integer(0, 86_400),
+  ),
   ORT_PROVIDERS: setting(
     "ONNX Runtime execution providers, first match wins",
     "cpu",
@@ -140,10 +163,22 @@ export const SETTINGS = {
   ),
   FFMPEG_PATH: setting("ffmpeg binary; unset: the one from npm", undefined, "a path", path),
   OPERATOR_TOKEN: setting(
-    "bearer token for /metrics; unset: /metrics answers loopback connections only",
+    "bearer token for /metrics, /v1/admin/… and /dashboard; unset: those answer loopback connections only, and nobody where PUBLIC_URL or TRUSTED_PROXIES tell of a proxy",
     undefined,
     "at least 16 characters",
     (text) => (text.length >= 16 ? text : null),
+  ),
+  SCALING_TOKEN: setting(
+    "bearer token for a scheduler's /scaling/<model>, which KEDA asks; unset: loopback connections only",
+    undefined,
+    "at least 16 characters",
+    (text) => (text.length >= 16 ? text : null),
+  ),
+  GPU_USD_PER_HOUR: setting(
+    "rent of one worker's accelerator in dollars an hour, for what a frame costs; the default is the published cost basis of 2026-05-05",
+    "3.95",
+    "a number from 0 to 1000",
+    (text) => (/^\d{1,4}(\.\d{1,4})?$/.test(text) && Number(text) <= 1_000 ? Number(text) : null),
   ),
   OUTBOUND_PRIVATE: setting(
     "on: webhooks and the URLs in datasets may lead to private, loopback and link-local addresses",
@@ -180,6 +215,18 @@ export const SETTINGS = {
     "2",
     "a number from 1 to 1000",
     integer(1, 1_000),
+  ),
+  BACKLOG_MAX_PER_CUSTOMER: setting(
+    "rollouts of a customer that may wait in a lane of a model; one more is answered 429",
+    "10000",
+    "a number from 1 to 1000000",
+    integer(1, 1_000_000),
+  ),
+  BACKLOG_MAX: setting(
+    "rollouts of all customers that may wait in a lane of a model; one more is answered 503",
+    "100000",
+    "a number from 1 to 10000000",
+    integer(1, 10_000_000),
   ),
   UPLOADS_MAX: setting("uploads that a customer may keep", "10000", "a number from 1 to 100000", integer(1, 100_000)),
   UPLOADS_GB_MAX: setting(
@@ -247,6 +294,7 @@ const SECRET: ReadonlySet<string> = new Set([
   "DATABASE_URL",
   "REDIS_URL",
   "OPERATOR_TOKEN",
+  "SCALING_TOKEN",
   "STRIPE_SECRET_KEY",
   "STRIPE_WEBHOOK_SECRET",
 ]);

@@ -3,6 +3,7 @@
  * counted in them; the parser belongs to this pool alone and leaves the driver's global table as it is.
  */
 import { createHash } from "node:crypto";
+import { hostname } from "node:os";
 
 import { Client, DatabaseError, Pool, type PoolClient, TypeOverrides, types as driverTypes } from "pg";
 
@@ -46,11 +47,21 @@ const IDLE_CONNECTION_KEPT_MS = 300_000;
 /** A transaction of a process that hangs must not hold its row locks for ever. */
 const IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000;
 
+/** PostgreSQL cuts names at 63 characters; the end of a host's name tells it from others (a pod's). */
+const HOST_CHARACTERS_MAX = 32;
+let pools = 0;
+/**
+ * What a server shows as the name of a pool's connections: no two pools share one, so that those of a process that hangs can
+ * be ended, and no others (rollouts/leader.ts).
+ */
+const nextName = (): string => `dream-engine ${process.pid}:${++pools} ${hostname().slice(-HOST_CHARACTERS_MAX)}`;
+
 export function createDatabase({ url, log, poolMax = POOL_MAX }: DatabaseOptions): Database {
   const types = new TypeOverrides();
   types.setTypeParser(driverTypes.builtins.INT8, (text) => BigInt(text));
   const pool = new Pool({
     connectionString: url,
+    application_name: nextName(),
     max: poolMax,
     types,
     keepAlive: true,

@@ -1,5 +1,5 @@
 /** Prometheus metrics, and the small HTTP server that shows them in processes without a gateway. */
-import { createServer, type ServerResponse } from "node:http";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 
 import { collectDefaultMetrics, Registry } from "prom-client";
@@ -15,6 +15,21 @@ export function createRegistry(role: string): Registry {
   return registry;
 }
 
+export interface SmallRequest {
+  readonly method: string;
+  /** Without a query. */
+  readonly path: string;
+  /** The header of that name. */
+  readonly authorization: string | undefined;
+  readonly fromLoopback: boolean;
+}
+
+/** Sent as JSON. */
+export interface SmallAnswer {
+  readonly status: number;
+  readonly body: object;
+}
+
 export interface MetricsServerOptions {
   /** 0 picks a free one. */
   readonly port: number;
@@ -24,13 +39,15 @@ export interface MetricsServerOptions {
   readonly log: Log;
   /** What /readyz answers: 200 while true, else 503. */
   readonly ready: () => boolean;
+  /** What this process is asked beside that; null: not by this path. */
+  readonly also?: (request: SmallRequest) => Promise<SmallAnswer | null> | SmallAnswer | null;
 }
 
 /** `/metrics`, `/healthz` and `/readyz` on a port of their own. */
 export async function startMetricsServer(options: MetricsServerOptions): Promise<Service & { readonly port: number }> {
   const { registry, log, ready } = options;
 
-  async function answer(path: string, response: ServerResponse): Promise<void> {
+  async function answer(request: IncomingMessage, path: string, response: ServerResponse): Promise<void> {
     switch (path) {
       case "/metrics":
         response.writeHead(200, { "content-type": registry.contentType }).end(await registry.metrics());
@@ -41,14 +58,18 @@ export async function startMetricsServer(options: MetricsServerOptions): Promise
       case "/readyz":
         response.writeHead(ready() ? 200 : 503).end(ready() ? "ready\n" : "not ready\n");
         return;
-      default:
-        response.writeHead(404).end("expected /metrics, /healthz or /readyz\n");
+      default: {
+        const also = (await options.also?.(smallRequest(request, path))) ?? null;
+        if (also === null) response.writeHead(404).end("expected /metrics, /healthz or /readyz\n");
+        else response.writeHead(also.status, { "content-type": "application/json" }).end(JSON.stringify(also.body));
+      }
     }
   }
 
   const server = createServer((request, response) => {
-    const path = new URL(request.url ?? "/", "http://localhost").pathname;
-    answer(path, response).catch((error: unknown) => {
+    // What cannot be read, such as "//", is a path of nobody's.
+    const path = URL.parse(request.url ?? "/", "http://localhost")?.pathname ?? "";
+    answer(request, path, response).catch((error: unknown) => {
       log.error({ err: error, path }, "could not answer");
       response.destroy();
     });
@@ -70,3 +91,11 @@ export async function startMetricsServer(options: MetricsServerOptions): Promise
       }),
   };
 }
+
+function smallRequest({ method = "GET", headers, socket }: IncomingMessage, path: string): SmallRequest {
+  const { remoteAddress = "" } = socket;
+  return { method, path, authorization: headers.authorization, fromLoopback: isLoopback(remoteAddress) };
+}
+
+const isLoopback = (address: string): boolean =>
+  address === "::1" || address.replace(/^::ffff:/, "").startsWith("127.");

@@ -26,6 +26,10 @@ const RUN_ROW =
   "num_actions, charged_mils, refunded_mils, finished_at";
 /** Written by whoever ends a rollout or a dataset, in the transaction that ends it. */
 const TELL_WEBHOOKS: Rights = { webhook_endpoints: "SELECT", webhook_deliveries: "SELECT, INSERT" };
+/** For clients and the dashboard. */
+const READ_POOLS: Rights = { pools: "SELECT", pool_hours: "SELECT", pool_events: "SELECT" };
+/** For the month's figures (economics/earnings.ts). */
+const READ_EARNINGS: Rights = { earnings_hours: "SELECT", pool_earnings: "SELECT", pool_gaps: "SELECT" };
 const TOPUP_TOLD = "UPDATE (session_id, session_url, state)";
 /** What Stripe says goes in; a decision about a problem is an operator's. */
 const TAKE_STRIPE_EVENTS: Rights = {
@@ -50,6 +54,9 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     idempotency_keys: "SELECT, INSERT, DELETE",
     ledger_entries: "SELECT, INSERT",
     gateway_leases: "SELECT, INSERT, UPDATE, DELETE",
+    // For the operator's page.
+    ledger_checks: "SELECT",
+    stripe_reconciled: "SELECT",
     shared_secrets: "SELECT, INSERT",
     topups: `SELECT, INSERT, ${TOPUP_TOLD}, UPDATE (idempotency_key)`,
     ...TAKE_STRIPE_EVENTS,
@@ -62,6 +69,8 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     webhook_signing: "SELECT, INSERT, UPDATE (generation, rotated_at)",
     webhook_deliveries: "SELECT, INSERT, UPDATE (state, reason, uncounted, next_attempt_at, resend, finished_at)",
     webhook_attempts: "SELECT",
+    ...READ_POOLS,
+    ...READ_EARNINGS,
     schema_migrations: "SELECT",
   },
   settlement: {
@@ -98,6 +107,8 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     ledger_entries: "INSERT",
     datasets: `SELECT, UPDATE (${RUN_DATASET})`,
     dataset_rows: `SELECT, UPDATE (${RUN_ROW})`,
+    // Marks the hour whose earnings it changes when it takes a success back.
+    earnings_hours: "SELECT (hour), INSERT (hour), UPDATE (rolled_at)",
     ...TELL_WEBHOOKS,
     schema_migrations: "SELECT",
   },
@@ -117,6 +128,13 @@ const RIGHTS: Readonly<Record<Part, Rights>> = {
     ledger_checks: "SELECT, INSERT",
     scheduler_leader: "SELECT, UPDATE (epoch, holder, taken_at)",
     gateway_leases: "SELECT, DELETE",
+    pools: "SELECT, INSERT, UPDATE",
+    pool_hours: "SELECT, INSERT, UPDATE",
+    pool_events: "SELECT, INSERT, DELETE",
+    pool_settings: "SELECT",
+    earnings_hours: "SELECT, INSERT, UPDATE (rolled_at, gpu_usd_per_hour)",
+    pool_earnings: "SELECT, INSERT, DELETE",
+    pool_gaps: "SELECT, INSERT, UPDATE (ended_at), DELETE",
     topups: `SELECT, ${TOPUP_TOLD}`,
     ...TAKE_STRIPE_EVENTS,
     stripe_reconciled: "SELECT, INSERT, UPDATE (at, disagreements)",

@@ -65,6 +65,7 @@ async function rolloutData(id: RolloutId, parts: MessageParts, nowMs: number): P
     videos: parts.publicUrl === null && !areWhole(videos) ? null : videos,
     running: false,
     queuePosition: null,
+    expectedStartS: null,
     framesDone: null,
     retentionMs: parts.retentionMs,
   });

@@ -41,6 +41,7 @@ beforeAll(async () => {
     blobs: t.blobs,
     models: [PUSHER, ARM],
     outbound: createOutbound({ allowPrivate: true }),
+    backlog: { per_customer: 10_000, all: 100_000 },
     clock: systemClock,
     random: randomBytes,
     log: silentLog,

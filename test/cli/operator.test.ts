@@ -181,6 +181,24 @@ describe("customers", () => {
     expect(await refused("customers", "show", "bob@example.com")).toContain("no customer bob@example.com");
   });
 
+  test("weight sets the share in dispatch, on record, and takes nothing but 1 to 100", async () => {
+    const reason = ["--reason", "pays for two shares", "--operator", "grace"];
+    expect(await ok("customers", "weight", "ada@example.com", "2", ...reason)).toMatch(/weight 2 .* it was 1\./);
+    expect(await lastAction()).toEqual({
+      operator: "grace",
+      action: "customers weight",
+      reason: "pays for two shares",
+    });
+    expect(await ok("customers", "show", "ada@example.com")).toContain("Weight     2 in dispatch");
+    const json = JSON.parse(await ok("customers", "weight", "ada@example.com", "1", "--json", ...reason)) as object;
+    expect(json).toMatchObject({ before: 2, weight: 1 });
+    for (const wrong of ["0", "101", "1.5", "much"]) {
+      const said = await refused("customers", "weight", "ada@example.com", wrong, ...reason);
+      expect(said).toContain("expected a whole number from 1 to 100");
+    }
+    expect(await refused("customers", "weight", "bob@example.com", "2", ...reason)).toContain("no customer bob");
+  });
+
   test("close ends every key and makes no more; reopen lets there be new ones", async () => {
     expect(await ok("customers", "close", "ada@example.com", "--reason", "asked to")).toContain("1 keys revoked");
     expect(await lastAction()).toMatchObject({ action: "customers close", reason: "asked to" });

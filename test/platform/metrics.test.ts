@@ -1,3 +1,5 @@
+import { get } from "node:http";
+
 import { Counter } from "prom-client";
 import { expect, test } from "vitest";
 
@@ -25,6 +27,22 @@ test("a process without a gateway shows its metrics, its health, and whether it 
 
   await server.stop();
   await expect(get("/healthz")).rejects.toThrow("fetch failed");
+});
+
+test("what is no path is answered like any other, and ends nothing", async () => {
+  const server = await startMetricsServer({
+    port: 0,
+    registry: createRegistry("test-role"),
+    log: silentLog,
+    ready: () => true,
+  });
+  for (const path of ["//", "http://[/metrics", "*"]) {
+    const answer = await new Promise<number | undefined>((resolve, reject) => {
+      get({ port: server.port, path }, (response) => resolve(response.resume().statusCode)).on("error", reject);
+    });
+    expect([path, answer]).toEqual([path, 404]);
+  }
+  await server.stop();
 });
 
 test("a port that is taken rejects the start", async () => {

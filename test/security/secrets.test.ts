@@ -92,6 +92,16 @@ test("no key, secret or password is in a log, an answer, a job or a metric, at t
   ).toBe(400);
   expect(await call("/metrics", { headers: bearer(OPERATOR_TOKEN) })).toBe(200);
   expect(await call("/metrics", { headers: bearer(`${OPERATOR_TOKEN}x`) })).toBe(401);
+  const form = {
+    method: "POST",
+    redirect: "manual",
+    headers: { "content-type": "application/x-www-form-urlencoded" },
+  } as const;
+  expect(await call("/dashboard/session", { ...form, body: `token=${OPERATOR_TOKEN}` })).toBe(303);
+  expect(await call("/dashboard/session", { ...form, body: `token=${OPERATOR_TOKEN}x` })).toBe(401);
+  expect(await call("/dashboard", { headers: bearer(OPERATOR_TOKEN) })).toBe(200);
+  const session = /dream_engine_operator=([^;]{70,})/.exec(answers.join("\n"))?.[1] ?? "";
+  expect(await call("/v1/admin/overview", { headers: { cookie: `dream_engine_operator=${session}` } })).toBe(200);
   // A form with the key in every field, refused; and one that is accepted and hangs up before anybody runs it.
   const bad = formBody([...(await predictParts({ seed: key.api_key, model: key.api_key }))]);
   expect(
@@ -118,6 +128,7 @@ test("no key, secret or password is in a log, an answer, a job or a metric, at t
   const { password } = new URL(database.url);
   const everything = { logs: written, answers: answers.join("\n"), jobs: jobs.map(({ row }) => row).join("\n") };
   expect(everything.logs).toContain('"status":401'); // it did write
+  expect({ found: everything.logs.includes(session) }).toEqual({ found: false });
   for (const [where, text] of Object.entries(everything)) {
     for (const secret of [key.api_key, unknown, STRIPE_KEY, WEBHOOK_SECRET, OPERATOR_TOKEN, `:${password}@`]) {
       expect({ where, found: text.includes(secret) ? secret.slice(0, 8) : null }).toEqual({ where, found: null });

@@ -49,10 +49,16 @@ test("one bit of a key more or less gives a hash that has nothing in common with
   expect(common.reduce((sum, one) => sum + one, 0) / common.length).toBeLessThan(1);
 });
 
-test("secrets are compared in constant time wherever one is compared and not looked up", () => {
-  for (const file of ["src/rollouts/signed-url.ts", "src/gateway/routes/metrics.ts"]) {
-    expect(readFileSync(file, "utf8")).toContain("timingSafeEqual");
-  }
+test.each([
+  ["src/platform/same-secret.ts", "timingSafeEqual"],
+  ["src/rollouts/signed-url.ts", "timingSafeEqual"],
+  ["src/gateway/plugins/dashboard-session.ts", "timingSafeEqual"],
+  ["src/gateway/plugins/operator.ts", "isSameSecret(given, token)"],
+  ["scheduler/scaling/fleet/kubernetes-endpoint.ts", "isSameSecret("],
+  // What else takes the operator's token leaves it to these.
+  ["src/gateway/routes/metrics.ts", "checkOperator("],
+])("secrets are compared in constant time wherever one is compared and not looked up: %s", (file, what) => {
+  expect(readFileSync(file, "utf8")).toContain(what);
 });
 
 const median = (times: readonly number[]): number => times.toSorted((a, b) => a - b)[times.length >> 1] ?? 0;

@@ -155,7 +155,7 @@ export async function patiently<T>(
   }
 }
 
-/** Milliseconds until the next try; null where there is none. A 429 was refused unread, so anything may be repeated. */
+/** Milliseconds until the next try; null where there is none. A 429 was refused before anything was done or paid, so anything may be repeated. */
 function waitBefore({ status, retryAfterMs }: ApiProblem, failures: number, repeatable: boolean): number | null {
   const backoffMs = Math.min(BACKOFF_MS * 2 ** failures, BACKOFF_MAX_MS);
   if (status === 429) return Math.max(backoffMs, retryAfterMs ?? 0);

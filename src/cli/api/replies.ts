@@ -13,6 +13,8 @@ export const RolloutReply = Type.Object({
   created: Type.Integer(),
   status: Type.String(),
   queue_position: Nullable(Type.Integer()),
+  // Absent where a server does not tell it yet.
+  expected_start_s: Type.Optional(Nullable(Type.Integer())),
   /** Of one video. */
   frames: Type.Integer(),
   frames_done: Nullable(Type.Integer()),

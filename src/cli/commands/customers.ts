@@ -1,11 +1,12 @@
-/** `dream-engine customers list|show|close|reopen|confirm-email`. */
-import type { Command } from "commander";
+/** `dream-engine customers list|show|close|reopen|confirm-email|weight`. */
+import { type Command, InvalidArgumentError } from "commander";
 
 import { type CustomerOverview, type CustomerRow, listCustomers, readCustomer } from "#billing/overview.ts";
 import { usdText } from "#contract/mils.ts";
 import { closeCustomer, reopenCustomer } from "#keys/close.ts";
 import { addressOf, confirmEmail } from "#keys/customers.ts";
 import { recordAction } from "#ledger/operator-actions.ts";
+import { setDispatchWeight, WEIGHT_MAX, WEIGHT_MIN } from "#rollouts/weight.ts";
 
 import { withDatabase } from "../context.ts";
 import { operatorOf, withOperator } from "../operator.ts";
@@ -54,6 +55,21 @@ export function addCustomers(program: Command): void {
       .argument("<customer>", "cus_…")
       .requiredOption("--reason <text>", "how you know"),
   ).action(confirm);
+  withOperator(
+    customers
+      .command("weight")
+      .description("share in dispatch: twice the weight is given twice the frames, while others wait too")
+      .argument("<customer>", "cus_… or an e-mail address")
+      .argument("<weight>", `${WEIGHT_MIN} to ${WEIGHT_MAX}; everybody has ${WEIGHT_MIN} at first`, parseWeight)
+      .requiredOption("--reason <text>", "why")
+      .option("--json", "print JSON on stdout"),
+  ).action(weigh);
+}
+
+function parseWeight(text: string): number {
+  const weight = Number(text);
+  if (/^\d+$/.test(text) && weight >= WEIGHT_MIN && weight <= WEIGHT_MAX) return weight;
+  throw new InvalidArgumentError(`expected a whole number from ${WEIGHT_MIN} to ${WEIGHT_MAX}, got ${text}`);
 }
 
 async function list({ json }: { json?: true }): Promise<void> {
@@ -89,6 +105,7 @@ function print(c: CustomerOverview): void {
       `Stripe     ${c.stripe_customer_id ?? "not a customer there yet"}`,
       `Balance    $${usdText(c.balance_mils)} (${c.balance_mils} mils)`,
       `Debt       $${usdText(c.debt_mils)}`,
+      `Weight     ${c.dispatch_weight} in dispatch`,
       `Price      ${c.mils_per_frame} mils a frame${c.prices.some((price) => price.state === "scheduled") ? ", changes are scheduled (prices list)" : ""}`,
     ].join("\n"),
   );
@@ -195,6 +212,23 @@ async function confirm(customer: string, options: ChangeOptions): Promise<void> 
     });
   });
   console.log(`${email} names ${customer_id} from now on.`);
+}
+
+async function weigh(customer: string, weight: number, options: ChangeOptions): Promise<void> {
+  const changed = await withDatabase(async ({ db }) => {
+    const customer_id = await requireCustomer(db, customer);
+    return await db.transaction(async (tx) => {
+      const before = await setDispatchWeight(tx, customer_id, weight);
+      await recordAction(tx, {
+        ...actionOf(options, customer_id),
+        action: "customers weight",
+        details: { before, weight },
+      });
+      return { customer_id, before, weight };
+    });
+  });
+  if (options.json) printJson(changed);
+  else console.log(`${changed.customer_id} has weight ${weight} in dispatch from now on; it was ${changed.before}.`);
 }
 
 const actionOf = (options: ChangeOptions, customer_id: string) => ({

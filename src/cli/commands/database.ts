@@ -1,7 +1,7 @@
-/** `dream-engine database migrate|grant`: for separate deployments, where the processes do not own the database. */
+/** `dream-engine database migrate|grant|roles`: for separate deployments, where the processes do not own the database. */
 import { type Command, InvalidArgumentError } from "commander";
 
-import type { Database, Sql } from "#platform/database.ts";
+import type { Sql } from "#platform/database.ts";
 import { errorCode } from "#platform/error-code.ts";
 import { createLog } from "#platform/log.ts";
 import { grantRights, type Part, PARTS, withdrawRights } from "#platform/roles.ts";
@@ -9,6 +9,7 @@ import { openQueues } from "#queue/open-queues.ts";
 import { grantQueue, withdrawQueue } from "#queue/postgres.ts";
 
 import { withDatabase } from "../context.ts";
+import { makeLoginRole, readPasswords } from "../login-roles.ts";
 import { UserError } from "../user-error.ts";
 
 /** A worker needs the database where the queue is in it. */
@@ -23,13 +24,26 @@ export function addDatabase(program: Command): void {
   database
     .command("migrate")
     .description("bring the schema, and the queue's where there is no Redis, to the newest version")
-    .action(migrateAll);
+    .action(migrateAndSay);
   database
     .command("grant")
     .description("give a login role exactly the rights that one process needs; again after each migration")
     .argument("<role>", "an existing login role of this server, for this process alone")
     .requiredOption("--as <process>", GRANTED.join(", "), parseGranted)
     .action(grant);
+  database
+    .command("roles")
+    .description(
+      "migrate, and make the login role of every process with its password and rights; again at each upgrade\n" +
+        "(passwords from GATEWAY_DB_PASSWORD, SETTLEMENT_DB_PASSWORD and so on)",
+    )
+    .option("--prefix <text>", "what the roles' names begin with", parsePrefix, "dream_")
+    .action(makeRoles);
+}
+
+async function migrateAndSay(): Promise<void> {
+  await migrateAll();
+  console.log("The schema is at its newest version. Run `database grant` again for the roles of your processes.");
 }
 
 async function migrateAll(): Promise<void> {
@@ -43,7 +57,6 @@ async function migrateAll(): Promise<void> {
     },
     { upgrade: true },
   );
-  console.log("The schema is at its newest version. Run `database grant` again for the roles of your processes.");
 }
 
 async function grant(role: string, { as: granted }: { as: Granted }): Promise<void> {
@@ -62,6 +75,26 @@ async function grant(role: string, { as: granted }: { as: Granted }): Promise<vo
       ? `${role} may take jobs from the queue in this database, and nothing else here.`
       : `${role} may do what a ${granted} has to${onQueue ? ", the queue in this database included" : ""}.`,
   );
+}
+
+/** For a setup step that runs before the processes start: whatever was there before, afterwards it is as it should be. */
+async function makeRoles({ prefix }: { prefix: string }): Promise<void> {
+  const onRedis = (process.env["REDIS_URL"] ?? "") !== "";
+  // On Redis a worker needs no database.
+  const passwords = readPasswords(process.env, onRedis ? PARTS : GRANTED);
+  await migrateAll();
+  await withDatabase(async ({ db }) => {
+    for (const [process, password] of passwords) {
+      const role = `${prefix}${process}`;
+      // Of one that is refused nothing is changed, its password neither.
+      await db.transaction(async (tx) => {
+        await makeLoginRole(tx, role, password);
+        await refuseAboveRights(tx, role);
+        await (process === "worker" ? grantWorker(tx, role) : grantPart(tx, role, process));
+      });
+      console.log(`${role}: the ${process}'s role`);
+    }
+  });
 }
 
 /** With the queue on Redis there is no such schema, or one that nobody uses any more. */
@@ -91,8 +124,8 @@ async function hasQueue(tx: Sql): Promise<boolean> {
 }
 
 /** Rights mean nothing to a role that can take others: a superuser, or one that may become the owner. */
-async function refuseAboveRights(db: Database, role: string): Promise<void> {
-  const [row] = await db.query<{ above: boolean }>(
+async function refuseAboveRights(sql: Sql, role: string): Promise<void> {
+  const [row] = await sql.query<{ above: boolean }>(
     `SELECT rolsuper OR rolbypassrls OR rolcreaterole
             OR pg_has_role(oid, (SELECT relowner FROM pg_class WHERE oid = 'ledger_entries'::regclass), 'MEMBER') AS above
        FROM pg_roles WHERE rolname = $1`,
@@ -113,4 +146,9 @@ function parseGranted(text: string): Granted {
   const granted = GRANTED.find((name) => name === text);
   if (granted !== undefined) return granted;
   throw new InvalidArgumentError(`expected one of ${GRANTED.join(", ")}`);
+}
+
+function parsePrefix(text: string): string {
+  if (/^[a-z_][a-z0-9_]{0,39}$/.test(text)) return text;
+  throw new InvalidArgumentError("expected lower case letters, digits and _, at most 40");
 }

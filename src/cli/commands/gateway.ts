@@ -8,7 +8,7 @@ import { systemClock } from "#platform/clock.ts";
 import { createRegistry } from "#platform/metrics.ts";
 
 import { openBlobs, openShared, runRole } from "../context.ts";
-import { poolStatesFromTraffic } from "../pool-states.ts";
+import { createPoolStates } from "../pool-states.ts";
 
 export function addGateway(program: Command): void {
   program
@@ -37,7 +37,11 @@ export function addGateway(program: Command): void {
           queues,
           blobs: await openBlobs(config),
           bundles,
-          pools: poolStatesFromTraffic(db, queues, bundles),
+          pools: createPoolStates(
+            db,
+            bundles.map(({ slug }) => slug),
+            systemClock,
+          ),
           rateLimiter,
           clock: systemClock,
           random: randomBytes,

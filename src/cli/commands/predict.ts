@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 
 import { mils, usdText } from "#contract/mils.ts";
 import { readConfig } from "#platform/config.ts";
@@ -54,7 +54,7 @@ export function addPredict(program: Command): void {
       .requiredOption("--frame <file>", "start frame, PNG or JPEG")
       .requiredOption("--actions <file>", "actions, .npy of shape (T, action_dim)")
       .option("--out <file>", "where the video goes", "rollout.mp4")
-      .option("--seed <number>", "seed", parseSeed, 0n)
+      .addOption(new Option("--seed <number>", "seed").argParser(parseSeed).default(0n, "0"))
       .option("--num-steps <number>", "denoising steps", parseNumber)
       .option("--guidance <number>", "guidance scale", parseNumber)
       .option("--prompt <text>", "prompt")

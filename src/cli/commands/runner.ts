@@ -7,6 +7,7 @@ import { loadManifests } from "#platform/bundles.ts";
 import { systemClock } from "#platform/clock.ts";
 import { createRegistry, startMetricsServer } from "#platform/metrics.ts";
 import { createOutbound } from "#platform/outbound.ts";
+import { backlogLimitsOf } from "#rollouts/backlog-limits.ts";
 import { startRunner } from "#workers/runner/runner.ts";
 
 import { openBlobs, openShared, runRole } from "../context.ts";
@@ -25,6 +26,7 @@ export function addRunner(program: Command): void {
           queues,
           blobs: await openBlobs(config),
           models,
+          backlog: backlogLimitsOf(config),
           outbound: createOutbound({ allowPrivate: config.OUTBOUND_PRIVATE === "on" }),
           clock: systemClock,
           random: randomBytes,

@@ -35,8 +35,10 @@ export async function untilDone(
 }
 
 /** What a bar says beside its number. */
-export function stateText({ status, queue_position }: RolloutReply): string {
-  return queue_position === null ? status : `${status}, ${queue_position} in line`;
+export function stateText({ status, queue_position, expected_start_s = null }: RolloutReply): string {
+  if (queue_position === null) return status;
+  const begins = expected_start_s === null ? "" : `, begins in about ${expected_start_s} s`;
+  return `${status}, ${queue_position} in line${begins}`;
 }
 
 export function exitCodeOf(rollouts: readonly RolloutReply[]): ExitCode {
