@@ -1,10 +1,10 @@
 /** The alarm under the margin floor, and the ways out of it that the pricing policy names, with the numbers of each. */
+import { NOTICE_MS } from "#billing/notice.ts";
+
 import type { PoolCost } from "./cost.ts";
 import { MARGIN_FLOOR } from "./cost.ts";
 
 const MILS_PER_USD = 10_000;
-/** A rise is announced so long before (src/billing/notice.ts). */
-const NOTICE_DAYS = 30;
 const DAY_MS = 86_400_000;
 
 export type WayOut =
@@ -43,7 +43,7 @@ export function checkFloor(cost: PoolCost, gpuUsdPerHour: number, floor = MARGIN
       {
         way: "raise the price",
         price_mils_per_frame: Math.ceil((each / (1 - floor)) * MILS_PER_USD),
-        notice_days: NOTICE_DAYS,
+        notice_days: NOTICE_MS / DAY_MS,
       },
     ],
   };

@@ -6,19 +6,19 @@ import { readMonth } from "#economics/month.ts";
 import { monthOf } from "#economics/month-range.ts";
 import { listPoolEvents } from "#pools/events.ts";
 import { addPoolHours } from "#pools/hours.ts";
-import { type Pool, writePool } from "#pools/pool.ts";
+import { writePool } from "#pools/pool.ts";
 import { readPoolSettings } from "#pools/settings.ts";
 import { settle } from "#rollouts/settle.ts";
 import { accept, dispatch, newCustomer, succeeded } from "#test/support/ledger.ts";
+import { poolRow } from "#test/support/pools.ts";
 import { createTestDatabase, type TestDatabase } from "#test/support/postgres.ts";
 
 import { run } from "./command.ts";
 
 vi.setConfig({ testTimeout: 60_000 });
 
-const POOL: Pool = {
+const POOL = poolRow({
   model: "pusht-small",
-  fleet: "local",
   desired: 3,
   reason: {
     kind: "scale_out",
@@ -31,8 +31,6 @@ const POOL: Pool = {
     break_even_s: 140,
   },
   ready: 1,
-  starting: 0,
-  draining: 0,
   waiting_rollouts: 40,
   waiting_samples: 40,
   active_rollouts: 2,
@@ -40,14 +38,8 @@ const POOL: Pool = {
   waiting_work_s: 192,
   samples_per_worker: 4,
   seconds_per_sample: 4,
-  cold_start_s: 70,
-  minimum: 0,
   maximum: 8,
-  scaledown_s: 60,
-  always_warm_workers: null,
-  crash_loop: null,
-  looked_at: new Date(),
-};
+});
 
 let database: TestDatabase;
 let customer: string;

@@ -5,7 +5,7 @@ import { mils, usdText } from "#contract/mils.ts";
 import { alwaysWarm, warmTriggers } from "#economics/always-warm.ts";
 import { costOf, PUBLISHED, publishedUse, type PoolUse } from "#economics/cost.ts";
 import { checkFloor } from "#economics/margin-floor.ts";
-import { billOf } from "#economics/planner-bill.ts";
+import { billOf } from "#test/support/planner-bill.ts";
 
 const RENT = PUBLISHED.gpu_usd_per_hour;
 const priced = (frames: number): PoolUse["revenue"] => mils(frames * PUBLISHED.price_mils_per_frame);

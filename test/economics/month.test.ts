@@ -13,7 +13,7 @@ import { economicsJson } from "#economics/json.ts";
 import { readMonth } from "#economics/month.ts";
 import { monthRange } from "#economics/month-range.ts";
 import { decideAlwaysWarm, noteCommitment, noteComplaint, noteReprice, readNoted } from "#economics/noted.ts";
-import { billOf } from "#economics/planner-bill.ts";
+import { billOf } from "#test/support/planner-bill.ts";
 import type { CreatedKey } from "#keys/keys.ts";
 import { addPoolHours, type PoolSeconds } from "#pools/hours.ts";
 import { listPoolEvents } from "#pools/events.ts";

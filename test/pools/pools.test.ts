@@ -12,32 +12,24 @@ import { tryLead } from "#rollouts/leader.ts";
 
 import { accept, copyRollouts, dispatch, failed, newCustomer, succeeded } from "../support/ledger.ts";
 import { plansOn, rowsRead } from "../support/plans.ts";
+import { poolRow } from "../support/pools.ts";
 import { createTestDatabase, type TestDatabase } from "../support/postgres.ts";
 
 const MODEL = "pusht-small";
-const POOL: Pool = {
+const POOL = poolRow({
   model: MODEL,
-  fleet: "local",
   desired: 2,
   reason: { kind: "busy", workers: 2 },
   ready: 1,
   starting: 1,
-  draining: 0,
   waiting_rollouts: 3,
   waiting_samples: 6,
   active_rollouts: 1,
   active_samples: 2,
   waiting_work_s: 12.5,
   samples_per_worker: 4,
-  seconds_per_sample: null,
-  cold_start_s: 70,
-  minimum: 0,
-  maximum: 4,
-  scaledown_s: 60,
-  always_warm_workers: null,
-  crash_loop: null,
   looked_at: new Date("2026-11-22T12:00:00Z"),
-};
+});
 const SECONDS = { starting_s: 1, ready_s: 10, busy_s: 4, draining_s: 0.5, cold_starts: 1 };
 
 const since = (at: Date | null) => ({ since: at, scoredAtOnceMax: 2 });

@@ -14,6 +14,7 @@ import { createKubernetesFleet } from "#scheduler/scaling/fleet/kubernetes.ts";
 import { type ApiServer, startApiServer } from "#test/support/kubernetes/api-server.ts";
 import { type Cluster, createCluster, type PodTemplate } from "#test/support/kubernetes/cluster.ts";
 import { createKeda, type Keda } from "#test/support/kubernetes/keda.ts";
+import { poolRow } from "#test/support/pools.ts";
 import { silentLog } from "#test/support/postgres.ts";
 
 const TOKEN = "a-token-for-keda-alone";
@@ -123,30 +124,8 @@ export async function raiseEpoch(db: Database, models: readonly string[]): Promi
     return leading;
   });
   await leadership.resign();
-  for (const model of models) await writePool(db, leadership.epoch, poolRow(model));
+  for (const model of models) {
+    await writePool(db, leadership.epoch, poolRow({ model, fleet: "kubernetes", maximum: MAX_REPLICAS }));
+  }
   return leadership.epoch;
 }
-
-const poolRow = (model: string): Parameters<typeof writePool>[2] => ({
-  model,
-  fleet: "kubernetes",
-  desired: 0,
-  reason: { kind: "no_work" },
-  ready: 0,
-  starting: 0,
-  draining: 0,
-  waiting_rollouts: 0,
-  waiting_samples: 0,
-  active_rollouts: 0,
-  active_samples: 0,
-  waiting_work_s: 0,
-  samples_per_worker: 8,
-  seconds_per_sample: null,
-  cold_start_s: 70,
-  minimum: 0,
-  maximum: MAX_REPLICAS,
-  scaledown_s: 60,
-  always_warm_workers: null,
-  crash_loop: null,
-  looked_at: new Date(),
-});

@@ -14,6 +14,8 @@ import type { NewRollout, Rollout } from "#rollouts/rollout.ts";
 import { settle } from "#rollouts/settle.ts";
 import { accept, dispatch, succeeded } from "#test/support/ledger.ts";
 
+import { poolRow } from "#test/support/pools.ts";
+
 import { ARM, PUSHER } from "./models.ts";
 
 const named = (manifest: Manifest, slug: string, name: string): Manifest => ({
@@ -205,8 +207,6 @@ const STEPS: readonly {
   },
 ];
 
-const SETTINGS = { minimum: 0, maximum: 4, scaledown_s: 60, always_warm_workers: null, crash_loop: null } as const;
-
 /** What the scheduler would have written at that share of the ten minutes. */
 export async function lookAtPools(
   db: Database,
@@ -218,40 +218,37 @@ export async function lookAtPools(
   const step = STEPS.findLast(({ from }) => from <= share);
   if (!step) throw new Error("the first step is from 0");
   const { from: _from, ...workers } = step;
-  await writePool(db, EPOCH, {
-    model: BIG,
-    fleet: "kubernetes",
-    ...workers,
-    waiting_rollouts: 91,
-    waiting_samples: 98,
-    active_rollouts: 6,
-    active_samples: Math.min(20, workers.ready * 8),
-    waiting_work_s: 388,
-    samples_per_worker: 16,
-    seconds_per_sample: 4.1,
-    cold_start_s: 70,
-    ...SETTINGS,
-    looked_at,
-    ...changed,
-  });
-  await writePool(db, EPOCH, {
-    model: SMALL,
-    fleet: "kubernetes",
-    desired: 1,
-    reason: { kind: "scaledown_window", peak: 1, unneeded_s: 24, window_s: 60 },
-    ready: 1,
-    starting: 0,
-    draining: 0,
-    waiting_rollouts: 0,
-    waiting_samples: 0,
-    active_rollouts: 0,
-    active_samples: 0,
-    waiting_work_s: 0,
-    samples_per_worker: 8,
-    seconds_per_sample: 0.6,
-    cold_start_s: 3,
-    ...SETTINGS,
-    always_warm_workers: 1,
-    looked_at,
-  });
+  await writePool(
+    db,
+    EPOCH,
+    poolRow({
+      model: BIG,
+      fleet: "kubernetes",
+      ...workers,
+      waiting_rollouts: 91,
+      waiting_samples: 98,
+      active_rollouts: 6,
+      active_samples: Math.min(20, workers.ready * 8),
+      waiting_work_s: 388,
+      samples_per_worker: 16,
+      seconds_per_sample: 4.1,
+      looked_at,
+      ...changed,
+    }),
+  );
+  await writePool(
+    db,
+    EPOCH,
+    poolRow({
+      model: SMALL,
+      fleet: "kubernetes",
+      desired: 1,
+      reason: { kind: "scaledown_window", peak: 1, unneeded_s: 24, window_s: 60 },
+      ready: 1,
+      seconds_per_sample: 0.6,
+      cold_start_s: 3,
+      always_warm_workers: 1,
+      looked_at,
+    }),
+  );
 }
