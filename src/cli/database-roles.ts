@@ -4,6 +4,7 @@ import { createDatabase, type Database } from "#platform/database.ts";
 import { errorCode } from "#platform/error-code.ts";
 import type { Log } from "#platform/log.ts";
 import { grantRights, type Part } from "#platform/roles.ts";
+import { scramVerifier } from "#platform/scram.ts";
 import { sharedSecret } from "#platform/shared-secret.ts";
 import { grantQueue } from "#queue/postgres.ts";
 
@@ -70,15 +71,15 @@ async function ensureRole(
   if (!row) throw new Error("the current database is not in pg_database");
   // Names that end like this are hidden from every process's role (migration 0002).
   const password = (await sharedSecret(db, `${kind} database role`, random)).toString("base64url");
-  await createRole(db, row.name, password);
+  await createRole(db, row.name, scramVerifier(password, random));
   const url = new URL(ownerUrl);
   url.username = row.name;
   url.password = password;
   return { name: row.name, url: url.href };
 }
 
-async function createRole(db: Database, role: string, password: string): Promise<void> {
-  // Both values are ours and hold no quote: a role name made of an oid, and base64url.
+async function createRole(db: Database, role: string, verifier: string): Promise<void> {
+  // Both values are ours and hold no quote: a role name made of an oid, and base64.
   try {
     await db.transaction(async (tx) => {
       // Several processes that start at once would break each other.
@@ -86,7 +87,7 @@ async function createRole(db: Database, role: string, password: string): Promise
       const [found] = await tx.query("SELECT FROM pg_roles WHERE rolname = $1", [role]);
       if (!found) await tx.query(`CREATE ROLE ${role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE`);
       // Also of one that is there: a restored database may bring another password.
-      await tx.query(`ALTER ROLE ${role} PASSWORD '${password}'`);
+      await tx.query(`ALTER ROLE ${role} PASSWORD '${verifier}'`);
     });
   } catch (error) {
     if (errorCode(error) !== "42501") throw error;

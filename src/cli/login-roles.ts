@@ -1,7 +1,9 @@
 /** The login roles of separate processes, made by whoever sets a deployment up (`dream-engine database roles`). */
 import { escapeIdentifier, escapeLiteral } from "pg";
 
+import type { RandomBytes } from "#contract/ids.ts";
 import type { Sql } from "#platform/database.ts";
+import { isPlainPassword, scramVerifier } from "#platform/scram.ts";
 
 import { UserError } from "./user-error.ts";
 
@@ -19,11 +21,11 @@ export function readPasswords<Process extends string>(
     const name = `${process.toUpperCase()}_DB_PASSWORD`;
     return { process, name, password: env[name] ?? "" };
   });
-  const wrong = passwords.filter(({ password }) => password.length < PASSWORD_CHARS_MIN);
+  const wrong = passwords.filter(({ password }) => password.length < PASSWORD_CHARS_MIN || !isPlainPassword(password));
   if (wrong.length > 0) {
     const names = wrong.map(({ name }) => name).join(", ");
     throw new UserError(
-      `${names}: expected the password of that process's role, at least ${PASSWORD_CHARS_MIN} characters.`,
+      `${names}: expected the password of that process's role, at least ${PASSWORD_CHARS_MIN} characters of printable ASCII.`,
     );
   }
   const distinct = new Set(passwords.map(({ password }) => password));
@@ -34,10 +36,10 @@ export function readPasswords<Process extends string>(
 }
 
 /** Makes it, or gives the one that is there this password. */
-export async function makeLoginRole(tx: Sql, role: string, password: string): Promise<void> {
+export async function makeLoginRole(tx: Sql, role: string, password: string, random: RandomBytes): Promise<void> {
   const name = escapeIdentifier(role);
   await tx.query("SELECT pg_advisory_xact_lock($1)", [ROLE_LOCK]);
   const [found] = await tx.query("SELECT FROM pg_roles WHERE rolname = $1", [role]);
   if (!found) await tx.query(`CREATE ROLE ${name} NOSUPERUSER NOCREATEDB NOCREATEROLE`);
-  await tx.query(`ALTER ROLE ${name} LOGIN PASSWORD ${escapeLiteral(password)}`);
+  await tx.query(`ALTER ROLE ${name} LOGIN PASSWORD ${escapeLiteral(scramVerifier(password, random))}`);
 }

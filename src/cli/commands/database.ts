@@ -1,4 +1,6 @@
 /** `dream-engine database migrate|grant|roles`: for separate deployments, where the processes do not own the database. */
+import { randomBytes } from "node:crypto";
+
 import { type Command, InvalidArgumentError } from "commander";
 
 import type { Sql } from "#platform/database.ts";
@@ -88,7 +90,7 @@ async function makeRoles({ prefix }: { prefix: string }): Promise<void> {
       const role = `${prefix}${process}`;
       // Of one that is refused nothing is changed, its password neither.
       await db.transaction(async (tx) => {
-        await makeLoginRole(tx, role, password);
+        await makeLoginRole(tx, role, password, randomBytes);
         await refuseAboveRights(tx, role);
         await (process === "worker" ? grantWorker(tx, role) : grantPart(tx, role, process));
       });
