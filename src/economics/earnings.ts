@@ -121,31 +121,40 @@ export interface RollUpOptions {
 
 /**
  * Sums hours that are over, oldest first; how many. Only in the leader's term. Locks the hours before it reads rollouts: who
- * takes back a success locks its hour, too, so either this sees that, or the hour is marked again afterwards.
+ * takes back a success locks its hour, too, so either this sees that, or the hour is marked again afterwards. The term is asked
+ * for last, because that locks the leader's row, and the next leader would have to wait for a sum over a busy hour.
  */
 export async function rollUp(db: Database, { epoch, gpuUsdPerHour, limit }: RollUpOptions): Promise<number> {
   const due = await readDue(db, limit);
   if (due.length === 0) return 0;
-  return await db.transaction(async (tx) => {
-    const mine = await tx.query(
-      `INSERT INTO earnings_hours (hour) SELECT hour FROM unnest($2::timestamptz[]) AS due (hour) WHERE ${fencedBy("$1")} ORDER BY hour
-       ON CONFLICT (hour) DO UPDATE SET rolled_at = NULL RETURNING hour`,
-      [epoch, due],
+  const rolled = db.transaction(async (tx) => {
+    await tx.query(
+      `INSERT INTO earnings_hours (hour) SELECT hour FROM unnest($1::timestamptz[]) AS due (hour) ORDER BY hour
+       ON CONFLICT (hour) DO UPDATE SET rolled_at = NULL`,
+      [due],
     );
-    if (mine.length === 0) return 0;
     await tx.query(`DELETE FROM pool_earnings WHERE hour = ANY ($1)`, [due]);
     await tx.query(
       `INSERT INTO pool_earnings (hour, model, ${SUMS})
        SELECT due.hour, model, ${SUMS} FROM unnest($1::timestamptz[]) AS due (hour) CROSS JOIN LATERAL (${earnedIn("due.hour")}) AS live`,
       [due],
     );
-    await tx.query(
-      `UPDATE earnings_hours SET rolled_at = now(), gpu_usd_per_hour = coalesce(gpu_usd_per_hour, $2) WHERE hour = ANY ($1)`,
-      [due, gpuUsdPerHour],
+    const mine = await tx.query(
+      `UPDATE earnings_hours SET rolled_at = now(), gpu_usd_per_hour = coalesce(gpu_usd_per_hour, $3)
+        WHERE hour = ANY ($2) AND ${fencedBy("$1")} RETURNING hour`,
+      [epoch, due, gpuUsdPerHour],
     );
+    if (mine.length === 0) throw new TermOver();
     return due.length;
   });
+  return await rolled.catch((error: unknown) => {
+    if (error instanceof TermOver) return 0;
+    throw error;
+  });
 }
+
+/** Rolls back what was summed after another one began to lead. */
+class TermOver extends Error {}
 
 /** Those that changed, then those that follow the last one; the first of all is that of the first end. */
 async function readDue(sql: Sql, limit: number): Promise<Date[]> {

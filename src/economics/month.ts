@@ -1,5 +1,6 @@
 /** A month of each pool, in UTC: what its frames cost and brought, by the formula of cost.ts, and what that asks for. */
 import { priceFor } from "#billing/prices.ts";
+import { ApiError } from "#contract/errors.ts";
 import { type Mils, mils } from "#contract/mils.ts";
 import type { Sql } from "#platform/database.ts";
 
@@ -74,9 +75,11 @@ export interface MonthOptions {
 /** Of what ends at that moment at the latest, the whole is said to be settled an hour later (earnings.ts). */
 const SETTLED_AFTER_MS = 3_600_000;
 
-/** Throws ApiError(invalid_request) on what is no month. */
+/** Throws ApiError(invalid_request) on what is no month, and on one that has not begun. */
 export async function readMonth(sql: Sql, { month, gpuUsdPerHour }: MonthOptions, now: Date): Promise<EconomicsMonth> {
   const { from, until } = monthRange(month);
+  if (from > now)
+    throw new ApiError("invalid_request", `month: ${month} has not begun (UTC); expected ${monthOf(now)} or before`);
   const [periods, before, rent, rent_before, noted, price] = await Promise.all([
     readPeriod(sql, { from, until, gpuUsdPerHour }),
     readPeriod(sql, { ...monthRange(monthOf(new Date(from.getTime() - 1))), gpuUsdPerHour }),

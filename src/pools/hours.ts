@@ -14,12 +14,6 @@ export interface PoolSeconds {
   readonly cold_starts: number;
 }
 
-export interface PoolHour extends PoolSeconds {
-  readonly model: string;
-  /** Its beginning, in UTC. */
-  readonly hour: Date;
-}
-
 /** Adds to the hour in which `at` lies. Only in the leader's term; false when another one leads by now. */
 export async function addPoolHours(
   sql: Sql,
@@ -39,13 +33,4 @@ export async function addPoolHours(
     [epoch, model, at, starting_s, ready_s, busy_s, draining_s, cold_starts],
   );
   return written.length > 0;
-}
-
-/** Hours that began in [from, until), oldest first. */
-export function readPoolHours(sql: Sql, from: Date, until: Date): Promise<PoolHour[]> {
-  return sql.query<PoolHour>(
-    `SELECT model, hour, starting_s, ready_s, busy_s, draining_s, cold_starts FROM pool_hours
-      WHERE hour >= $1 AND hour < $2 ORDER BY hour, model`,
-    [from, until],
-  );
 }

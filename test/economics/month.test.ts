@@ -209,6 +209,7 @@ describe("a month", () => {
     for (const wrong of ["2026-13", "2026-1", "1999-01", "november", "2026-11-01"]) {
       await expect(month(wrong)).rejects.toThrow(/expected one such as 2026-11/);
     }
+    await expect(month(monthBack(-1))).rejects.toThrow("has not begun (UTC)");
   });
 
   test("as JSON has its money as numbers and its moments as text", async () => {

@@ -4,8 +4,10 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import type { RolloutId } from "#contract/ids.ts";
 import { mils } from "#contract/mils.ts";
 import type { CreatedKey } from "#keys/keys.ts";
+import { type Pool, writePool } from "#pools/pool.ts";
 import { settle } from "#rollouts/settle.ts";
 import { accept, assertBooksBalance, cancelled, dispatch } from "#test/support/ledger.ts";
+import { poolRow } from "#test/support/pools.ts";
 
 import { booksOf } from "./support/books.ts";
 import { ARM, PUSHER } from "./support/models.ts";
@@ -47,35 +49,22 @@ const submit = async (who = key, headers: Record<string, string> = {}) =>
   postForm(t.app, "/v1/rollouts", who.api_key, await rolloutParts(JSON.stringify({ mode: "async" })), headers);
 
 /** Workers as the leading scheduler sees them: one that holds one sample, and needs five seconds of it. */
-async function showPool(overrides: Readonly<Record<string, unknown>> = {}): Promise<void> {
-  const pool = {
-    model: PUSHER.slug,
-    fleet: "local",
-    desired: 1,
-    reason: JSON.stringify({ kind: "busy", workers: 1 }),
-    ready: 1,
-    starting: 0,
-    draining: 0,
-    waiting_rollouts: 0,
-    waiting_samples: 0,
-    active_rollouts: 0,
-    active_samples: 0,
-    waiting_work_s: 0,
-    samples_per_worker: 1,
-    seconds_per_sample: 5,
-    cold_start_s: 70,
-    minimum: 0,
-    maximum: 1,
-    scaledown_s: 60,
-    looked_at: new Date(clock.now()),
-    ...overrides,
-  };
-  const columns = Object.keys(pool);
-  await t.db.query(
-    `INSERT INTO pools (${columns.join(", ")}) VALUES (${columns.map((_column, n) => `$${n + 1}`).join(", ")})`,
-    Object.values(pool),
+const showPool = async (overrides: Partial<Pool> = {}): Promise<boolean> =>
+  writePool(
+    t.db,
+    0n,
+    poolRow({
+      model: PUSHER.slug,
+      desired: 1,
+      reason: { kind: "busy", workers: 1 },
+      ready: 1,
+      samples_per_worker: 1,
+      seconds_per_sample: 5,
+      maximum: 1,
+      looked_at: new Date(clock.now()),
+      ...overrides,
+    }),
   );
-}
 
 /** Rollouts of another customer that workers have. */
 async function dispatchSome(count: number): Promise<void> {
@@ -173,7 +162,7 @@ describe("when it begins", () => {
   });
 
   test("is after a cold start where no worker is ready", async () => {
-    await showPool({ ready: 0, desired: 0, reason: JSON.stringify({ kind: "no_work" }) });
+    await showPool({ ready: 0, desired: 0, reason: { kind: "no_work" } });
     const answer = await submit();
     expect(answer.json()).toMatchObject({ queue_position: 1 });
     expect(answer.json().expected_start_s).toBeGreaterThanOrEqual(70);

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vit
 
 import type { Database } from "#platform/database.ts";
 import { deleteOldPoolEvents, listPoolEvents, recordPoolEvent } from "#pools/events.ts";
-import { addPoolHours, readPoolHours } from "#pools/hours.ts";
+import { addPoolHours } from "#pools/hours.ts";
 import { type Pool, poolStateOf, readPools, writePool } from "#pools/pool.ts";
 import { readPoolSettings, setAlwaysWarm } from "#pools/settings.ts";
 import { lookAtPool, succeededLately } from "#pools/work.ts";
@@ -12,7 +12,7 @@ import { tryLead } from "#rollouts/leader.ts";
 
 import { accept, copyRollouts, dispatch, failed, newCustomer, succeeded } from "../support/ledger.ts";
 import { plansOn, rowsRead } from "../support/plans.ts";
-import { poolRow } from "../support/pools.ts";
+import { poolRow, readPoolHours } from "../support/pools.ts";
 import { createTestDatabase, type TestDatabase } from "../support/postgres.ts";
 
 const MODEL = "pusht-small";

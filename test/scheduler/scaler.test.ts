@@ -6,7 +6,6 @@ import type { Manifest } from "#contract/manifest.ts";
 import { type Clock, systemClock } from "#platform/clock.ts";
 import type { Database } from "#platform/database.ts";
 import { listPoolEvents } from "#pools/events.ts";
-import { readPoolHours } from "#pools/hours.ts";
 import { type Pool, readPools } from "#pools/pool.ts";
 import { setAlwaysWarm } from "#pools/settings.ts";
 import { type Leadership, tryLead } from "#rollouts/leader.ts";
@@ -17,6 +16,7 @@ import { type Scaler, type ScalingSetup, startScaler } from "#scheduler/scaling/
 
 import { eventually, newJobId, openTestQueue, startConsumerProcess } from "../queue/test-queue.ts";
 import { accept, dispatch, succeeded } from "../support/ledger.ts";
+import { readPoolHours } from "../support/pools.ts";
 import { silentLog } from "../support/postgres.ts";
 import { type Fixture, MODEL, openFixture } from "./scheduler-fixture.ts";
 

@@ -1,3 +1,5 @@
+import type { Sql } from "#platform/database.ts";
+import type { PoolSeconds } from "#pools/hours.ts";
 import type { Pool } from "#pools/pool.ts";
 
 /** What a scheduler writes of a pool without workers and work, but for what a test is about. */
@@ -24,3 +26,18 @@ export const poolRow = (overrides: Partial<Pool> & Pick<Pool, "model">): Pool =>
   looked_at: new Date(),
   ...overrides,
 });
+
+interface PoolHour extends PoolSeconds {
+  readonly model: string;
+  /** Its beginning, in UTC. */
+  readonly hour: Date;
+}
+
+/** Hours that began in [from, until), oldest first. */
+export function readPoolHours(sql: Sql, from: Date, until: Date): Promise<PoolHour[]> {
+  return sql.query<PoolHour>(
+    `SELECT model, hour, starting_s, ready_s, busy_s, draining_s, cold_starts FROM pool_hours
+      WHERE hour >= $1 AND hour < $2 ORDER BY hour, model`,
+    [from, until],
+  );
+}
