@@ -1,6 +1,6 @@
 /** Processor time by process, from Linux's /proc; elsewhere there is none to show. */
 import { execFile } from "node:child_process";
-import { readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 
 import type { Database } from "#platform/database.ts";
@@ -15,9 +15,10 @@ const ENDED_CHILDREN_TIMES = [13, 14] as const;
 /** Milliseconds by name; what is asked for and gone counts as nothing. */
 export type CpuTimes = ReadonlyMap<string, number>;
 
-export async function cpuMsOf(pid: number, endedChildren = false): Promise<number> {
+/** `process`: its number, or that of a thread as `<process>/task/<thread>`. */
+export async function cpuMsOf(process: number | string, endedChildren = false): Promise<number> {
   try {
-    const stat = await readFile(`/proc/${pid}/stat`, "utf8");
+    const stat = await readFile(`/proc/${process}/stat`, "utf8");
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     const places = endedChildren ? [...OWN_TIMES, ...ENDED_CHILDREN_TIMES] : OWN_TIMES;
     return (places.reduce((sum, place) => sum + Number(fields[place] ?? 0), 0) * 1000) / TICKS_PER_S;
@@ -45,6 +46,38 @@ export async function postgresCpu(db: Database, postmaster: number): Promise<Cpu
     sums.set(group, (sums.get(group) ?? 0) + (await cpuMsOf(pid)));
   }
   return sums;
+}
+
+/**
+ * Of every process that may run on exactly these cores (as Linux lists them: "0", "0-3"), by what it is. An inference worker's
+ * busiest thread is its engine; encoders that have ended are told of by their worker.
+ */
+export async function coresCpu(cores: string): Promise<CpuTimes> {
+  const sums = new Map<string, number>();
+  const add = (name: string, ms: number): void => void sums.set(name, (sums.get(name) ?? 0) + ms);
+  for (const entry of await readdir("/proc")) {
+    if (!/^\d+$/.test(entry)) continue;
+    const status = await readFile(`/proc/${entry}/status`, "utf8").catch(() => "");
+    if (/^Cpus_allowed_list:\s+(\S+)$/m.exec(status)?.[1] !== cores) continue;
+    const pid = Number(entry);
+    const command = await readFile(`/proc/${entry}/cmdline`, "utf8").catch(() => "");
+    const [own, all] = [await cpuMsOf(pid), await cpuMsOf(pid, true)];
+    if (command.includes("workers/inference/main.ts")) {
+      const engine = await busiestThreadMs(pid);
+      add("engine", engine);
+      add("worker beside its engine", own - engine);
+      add("ffmpeg", all - own);
+    } else if (command.includes("ffmpeg")) add("ffmpeg", own);
+    else if (/postgres|redis/.test(command)) add("PostgreSQL and Redis", own);
+    else add("gateway, scheduler, settlement", own);
+  }
+  return sums;
+}
+
+async function busiestThreadMs(pid: number): Promise<number> {
+  const threads = await readdir(`/proc/${pid}/task`).catch(() => []);
+  const times = await Promise.all(threads.map((thread) => cpuMsOf(`${pid}/task/${thread}`)));
+  return Math.max(0, ...times);
 }
 
 /** What was spent between two readings; a connection that was closed in between moves its time to the server's own. */

@@ -24,15 +24,9 @@
  */
 import { execFile } from "node:child_process";
 import { loadavg } from "node:os";
-import { basename, resolve } from "node:path";
 import { promisify } from "node:util";
 
-import { loadManifests } from "#platform/bundles.ts";
-import { ensurePython } from "#test/support/python.ts";
-import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
-
 import { describeMachine } from "./machine.ts";
-import { onSystemCores, readCores } from "./peers/affinity.ts";
 import { bareRate } from "./peers/bare.ts";
 import {
   type Measured,
@@ -43,10 +37,11 @@ import {
   saturationOf,
   tune,
 } from "./peers/measure.ts";
-import { OURS, OURS_EXACT, writeReport } from "./peers/report.ts";
-import { framesOf, readWorkload } from "./peers/requests.ts";
+import { writeReport } from "./peers/report.ts";
+import { framesOf } from "./peers/requests.ts";
 import { expectVideo } from "./peers/same-video.ts";
-import { INTRA_OP_THREADS, PEERS, type Running, type Setting, startOurs, startPeer } from "./peers/systems.ts";
+import { during, ourSystems, readSetting, type System } from "./peers/setting.ts";
+import { INTRA_OP_THREADS, PEERS, type Setting, startPeer } from "./peers/systems.ts";
 import { numberOf, numbersOf } from "./settings.ts";
 
 const SHORT = process.env["BENCH"] === "short";
@@ -62,13 +57,6 @@ const WAITS_MS = numbersOf("WAITS_MS", SHORT ? [10] : [10, 0, 100]);
 
 /** Of the last minute. What else runs on the machine is measured along with the systems. */
 const [LOAD_AVERAGE_BEFORE = 0] = loadavg();
-
-interface System {
-  readonly name: string;
-  /** False where it may dream another video: within the gate, not the same. */
-  readonly exact: boolean;
-  readonly start: () => Promise<Running>;
-}
 
 async function main(): Promise<void> {
   const setting = await readSetting();
@@ -129,33 +117,6 @@ async function main(): Promise<void> {
   if (missed && !SHORT) process.exitCode = 1;
 }
 
-async function readSetting(): Promise<Setting> {
-  const bundleDir = resolve(process.env["BUNDLE"] ?? "models/pusht-small");
-  const manifests = await loadManifests(resolve(bundleDir, ".."));
-  const manifest = manifests.find(({ slug }) => slug === basename(bundleDir));
-  if (!manifest) throw new Error(`BUNDLE: expected the folder of a model bundle, got ${bundleDir}`);
-  const cores = readCores(process.env);
-  await onSystemCores(cores, () => Promise.resolve()); // ends on the load generator's own cores
-  progress(`systems on the cores ${cores.system}, load from ${cores.load}; the peers' packages are installed first`);
-  return {
-    python: await ensurePython(resolve("bench/peers/requirements.txt")),
-    ffmpegPath: await findFfmpeg(process.env["FFMPEG_PATH"]),
-    bundleDir,
-    cores,
-    workload: await readWorkload(bundleDir, manifest, process.env),
-  };
-}
-
-/** All but TeaCache change nothing in the result: the peers' pipeline has what of them a pipeline can have. */
-function ourSystems(setting: Setting): System[] {
-  const { teacache, ...switches } = setting.workload.manifest.engine.optimisations;
-  const shipped: System = { name: OURS, exact: !teacache, start: () => startOurs(null, setting) };
-  if (!teacache) return [shipped];
-  const exact = Object.entries(switches).flatMap(([name, on]) => (on ? [name] : []));
-  const start = () => startOurs(exact.length === 0 ? "none" : exact.join(","), setting);
-  return [shipped, { name: OURS_EXACT, exact: true, start }];
-}
-
 async function bestBatch(setting: Setting, batches: readonly number[], mp4: boolean): Promise<number> {
   let best = { batch: 1, perS: 0 };
   for (const batch of batches) {
@@ -193,15 +154,6 @@ async function checkAll(setting: Setting, peers: readonly System[], ours: readon
     });
   }
   return oursPerS;
-}
-
-async function during<T>(start: () => Promise<Running>, work: (running: Running) => Promise<T>): Promise<T> {
-  const running = await start();
-  try {
-    return await work(running);
-  } finally {
-    await running.stop();
-  }
 }
 
 /** Another round of a system. */

@@ -1,6 +1,6 @@
 /**
  * The claim: a bulk customer never hurts a planner. On the deployment of docker-compose.yml, process by process
- * (test/support/topology.ts: Redis, PostgreSQL on disk, an S3 stand-in, two gateways, two schedulers, two settlement workers,
+ * (test/support/topology.ts: Redis, PostgreSQL on disk, VersityGW, two gateways, two schedulers, two settlement workers,
  * inference workers on the reference bundle), a planner asks at a steady rate, whether answers come or not, for
  *
  *   SECONDS alone; SECONDS beside a customer who has BULK rollouts queued when they begin; SECONDS alone again, after that
@@ -10,7 +10,8 @@
  * was due to the last byte of its mp4. Where the time goes is read from the rollouts' own rows, as means. In the end the
  * books are verified, and what the bulk customer paid for is compared with what it got.
  *
- * Environment: SECONDS, BULK, PER_S, WORKERS (default: a core less than there are, for everything else), BLOBS=folder, BENCH=short, RESULTS
+ * Environment: SECONDS, BULK, PER_S, WORKERS (default: a core less than there are, for everything else), BLOBS (versitygw, stand-in, folder;
+ * default: VersityGW where there is one), BENCH=short, RESULTS
  * (folder). Writes planner-beside-bulk.md and .json to bench/results; ends with 1 when the claim is missed.
  * `npm run bench:planner-beside-bulk`
  */
@@ -26,6 +27,7 @@ import { verifyLedger } from "#ledger/verify.ts";
 import type { Database } from "#platform/database.ts";
 import { npy } from "#test/support/npy.ts";
 import { startTopology, type Topology } from "#test/support/topology.ts";
+import { hasVersityGw } from "#test/support/versitygw.ts";
 
 import { openLoop, percentile } from "./peers/load.ts";
 import { progress } from "./peers/measure.ts";
@@ -37,8 +39,13 @@ const SECONDS = numberOf("SECONDS", SHORT ? 15 : 150);
 const BULK = numberOf("BULK", SHORT ? 60 : 5_000);
 const PER_S = numberOf("PER_S", 2);
 const WORKERS = numberOf("WORKERS", Math.max(1, availableParallelism() - 1));
-/** The stand-in for S3 answers one request after the other, on the machine that is measured: a folder leaves it out. */
-const BLOBS = process.env["BLOBS"] === "folder" ? "folder" : "s3";
+const STORES = {
+  versitygw: "VersityGW",
+  // Python, which takes a good part of a core of the machine that is measured.
+  "stand-in": "an S3 stand-in that answers one request after the other",
+  folder: "a folder",
+} as const;
+const BLOBS = await readStore(process.env["BLOBS"]);
 const RATIO_MAX = 1.5;
 const MODEL = "pusht-small";
 /** A look ahead of one chunk. */
@@ -58,10 +65,18 @@ interface Phase {
   readonly failed: number;
   readonly latencies_ms: readonly number[];
   readonly stages: Stages;
+  /** Each by itself: they do not add up. */
+  readonly stages_p99: Stages;
   /** Bulk rollouts that had not ended, when the phase began and when it was over. */
   readonly bulk_left: readonly [begin: number, end: number];
   /** Bulk rollouts that succeeded a second. */
   readonly bulk_per_s: number;
+}
+
+async function readStore(wanted: string | undefined): Promise<keyof typeof STORES> {
+  if (wanted === undefined) return (await hasVersityGw()) ? "versitygw" : "stand-in";
+  if (wanted === "versitygw" || wanted === "stand-in" || wanted === "folder") return wanted;
+  throw new Error(`BLOBS: expected ${Object.keys(STORES).join(", ")}, got ${JSON.stringify(wanted)}`);
 }
 
 async function main(): Promise<void> {
@@ -74,7 +89,8 @@ async function main(): Promise<void> {
     ...(service === "worker" && { ORT_THREADS: String(threads) }),
     ...(BLOBS === "folder" && { BLOB_URL: `file://${folder}` }),
   });
-  const topology = await startTopology({ model: MODEL, workers: WORKERS, logFile, settings });
+  const s3 = BLOBS === "folder" ? "stand-in" : BLOBS;
+  const topology = await startTopology({ model: MODEL, workers: WORKERS, logFile, s3, settings });
   try {
     const { db } = topology;
     const [planner, bulk] = [await newCustomer(db, "planner"), await newCustomer(db, "bulk")];
@@ -119,6 +135,7 @@ async function measure(
     failed,
     latencies_ms: latenciesMs.map((ms) => Math.round(ms)),
     stages: await stagesOf(db, { customer: planner.customer_id, latest: arrivals.length }),
+    stages_p99: await stagesOf(db, { customer: planner.customer_id, latest: arrivals.length, percent: 99 }),
     bulk_left: [left, await countOf(db, bulk, UNFINISHED)] as const,
     bulk_per_s: ((await countOf(db, bulk, SUCCEEDED)) - done) / seconds,
   };
@@ -254,7 +271,7 @@ async function report(phases: readonly Phase[], books: Awaited<ReturnType<typeof
     title: "A planner beside a bulk customer",
     how:
       `A planner asks for ${PLANNER_ACTIONS} actions ${PER_S} times a second, bulk rollouts have ${BULK_ACTIONS}, ${SECONDS} s in each row, on the processes of docker-compose.yml ` +
-      `with ${WORKERS} inference worker${WORKERS === 1 ? "" : "s"}, a core left for everything else; blobs in ${BLOBS === "s3" ? "an S3 stand-in" : "a folder"}; the load generator and all of that share the machine.`,
+      `with ${WORKERS} inference worker${WORKERS === 1 ? "" : "s"}, a core left for everything else; blobs in ${STORES[BLOBS]}; the load generator and all of that share the machine.`,
     lines: [
       `P99 beside bulk ÷ P99 alone: **${ratio.toFixed(2)}** (at most ${RATIO_MAX}: ${holds ? "holds" : "MISSED"})`,
       "",
@@ -271,11 +288,13 @@ async function report(phases: readonly Phase[], books: Awaited<ReturnType<typeof
         ]),
       ),
       "",
-      "Where the planner's time goes, means in milliseconds:",
+      "Where the planner's time goes, in milliseconds: means, and the P99 of each stage by itself:",
       "",
       cells(["", ...stageNames.map((name) => name.replace(/_ms$/, "").replaceAll("_", " "))]),
       cells(["---", ...stageNames.map(() => "---")]),
-      ...phases.map(({ name, stages }) => cells([name, ...stageNames.map((stage) => stages[stage].toFixed(0))])),
+      ...phases.map(({ name, stages, stages_p99 }) =>
+        cells([name, ...stageNames.map((stage) => `${stages[stage].toFixed(0)}, ${stages_p99[stage].toFixed(0)}`)]),
+      ),
       "",
       `The books balance: of the bulk customer's rollouts ${books.succeeded} succeeded and were paid ($${(books.paid_mils / 10_000).toFixed(4)}), ` +
         `${books.cancelled} were called off and refunded in full.`,

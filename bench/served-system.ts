@@ -35,24 +35,37 @@ export interface Stages {
  * From the rows' own times. The worker's total starts when it picks the job up, so what is left between dispatch and
  * the end is the two queue hops and the settlement.
  */
-const STAGES = `
-  SELECT avg(extract(epoch FROM dispatched_at - created_at) * 1000)::float8 AS dispatch_ms,
-         avg(extract(epoch FROM finished_at - dispatched_at) * 1000 - total)::float8 AS queue_and_settlement_ms,
-         avg((timings ->> 'fetch_ms')::float8) AS fetch_ms,
-         avg((timings ->> 'engine_wall_ms')::float8) AS engine_ms,
-         avg(total - (timings ->> 'fetch_ms')::float8 - (timings ->> 'engine_wall_ms')::float8) AS encode_ms,
-         avg(extract(epoch FROM delivered_at - finished_at) * 1000)::float8 AS answer_ms
-    FROM (SELECT *, (timings ->> 'total_ms')::float8 AS total
-             FROM (SELECT *, result -> 'timings' AS timings FROM rollouts
-                   WHERE status = 'succeeded' AND customer_id = coalesce($2, customer_id)
-                   ORDER BY created_at DESC LIMIT $1) latest) timed`;
+const STAGES = {
+  dispatch_ms: "extract(epoch FROM dispatched_at - created_at) * 1000",
+  queue_and_settlement_ms: "extract(epoch FROM finished_at - dispatched_at) * 1000 - total",
+  fetch_ms: "(timings ->> 'fetch_ms')::float8",
+  engine_ms: "(timings ->> 'engine_wall_ms')::float8",
+  encode_ms: "total - (timings ->> 'fetch_ms')::float8 - (timings ->> 'engine_wall_ms')::float8",
+  answer_ms: "extract(epoch FROM delivered_at - finished_at) * 1000",
+} as const satisfies Readonly<Record<keyof Stages, string>>;
 
-/** Means of the `latest` rollouts that succeeded; of that customer alone, if one is named. */
+/**
+ * Means of the `latest` rollouts that succeeded, of that customer alone if one is named; or what `percent` of them stay within,
+ * each stage by itself.
+ */
 export async function stagesOf(
   db: Database,
-  { latest, customer = null }: { readonly latest: number; readonly customer?: string | null },
+  options: { readonly latest: number; readonly customer?: string | null; readonly percent?: number },
 ): Promise<Stages> {
-  const [stages] = await db.query<Stages>(STAGES, [latest, customer]);
+  const { latest, customer = null, percent } = options;
+  const columns = Object.entries(STAGES).map(([name, of]) =>
+    percent === undefined
+      ? `avg(${of})::float8 AS ${name}`
+      : `(percentile_cont(${percent / 100}) WITHIN GROUP (ORDER BY (${of})::float8)) AS ${name}`,
+  );
+  const [stages] = await db.query<Stages>(
+    `SELECT ${columns.join(", ")}
+       FROM (SELECT *, (timings ->> 'total_ms')::float8 AS total
+               FROM (SELECT *, result -> 'timings' AS timings FROM rollouts
+                      WHERE status = 'succeeded' AND customer_id = coalesce($2, customer_id)
+                      ORDER BY created_at DESC LIMIT $1) latest) timed`,
+    [latest, customer],
+  );
   if (!stages) throw new Error("no rollouts yet");
   return stages;
 }

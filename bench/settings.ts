@@ -27,6 +27,8 @@ const [LOAD_AVERAGE_BEFORE = 0] = loadavg();
 export interface Report {
   /** Of the script and of the files: `ablation` is made by `npm run bench:ablation`. */
   readonly name: string;
+  /** Of the files where they are called otherwise: a report of one bundle among several. */
+  readonly files?: string;
   readonly title: string;
   /** How it was measured, beside the machine. */
   readonly how: string;
@@ -39,7 +41,15 @@ export interface Report {
 }
 
 /** Writes `<name>.md`, `.json` and the charts to RESULTS (bench/results), and prints the tables. */
-export async function writeReport({ name, title, how, lines, figures, charts = {} }: Report): Promise<void> {
+export async function writeReport({
+  name,
+  files = name,
+  title,
+  how,
+  lines,
+  figures,
+  charts = {},
+}: Report): Promise<void> {
   const machine = describeMachine();
   const made_by = `npm run bench:${name}`;
   const introduction =
@@ -49,8 +59,8 @@ export async function writeReport({ name, title, how, lines, figures, charts = {
   const folder = process.env["RESULTS"] ?? "bench/results";
   const json = { made_by, machine, load_average_before: LOAD_AVERAGE_BEFORE, ...figures };
   await mkdir(folder, { recursive: true });
-  await writeFile(join(folder, `${name}.md`), text);
-  await writeFile(join(folder, `${name}.json`), `${JSON.stringify(json, null, 2)}\n`);
+  await writeFile(join(folder, `${files}.md`), text);
+  await writeFile(join(folder, `${files}.json`), `${JSON.stringify(json, null, 2)}\n`);
   for (const [file, svg] of Object.entries(charts)) await writeFile(join(folder, file), svg);
   console.log(text);
 }

@@ -117,8 +117,8 @@ export async function saturationOf(
   return closedLoop(await warmed(running, processes), callers, windowS / 3, answersMin);
 }
 
-/** Its requests count on, so that no seed comes twice. */
-async function warmed(running: Running, processes: number): Promise<Send> {
+/** What sends it requests, when it is as fast as it will be. They count on, so that no seed comes twice. */
+export async function warmed(running: Running, processes: number): Promise<Send> {
   let number = 1;
   const send = async (): Promise<void> => {
     await running.dream(number++);

@@ -2,59 +2,30 @@
  * The blob store of docker-compose.yml itself, VersityGW: it does what every store of ours must, and holds each key to its
  * rights. Where there is none the suite is passed over; docs/deployment.md says how to build one, without Docker.
  */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { once } from "node:events";
-import { mkdirSync } from "node:fs";
-import { dirname, join } from "node:path";
-import { promisify } from "node:util";
-
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 
 import type { BlobStore } from "#blobs/blob-store.ts";
 import { createS3Blobs } from "#blobs/s3.ts";
-import { freePort } from "#cli/ports.ts";
 import { systemClock } from "#platform/clock.ts";
 
 import { blobStoreConformance } from "../blobs/conformance.ts";
-import { eventually } from "../queue/test-queue.ts";
+import { hasVersityGw, startVersityGw, type VersityGw } from "../support/versitygw.ts";
 import { type WithSecrets, withSecrets } from "./compose-file.ts";
 
-const run = promisify(execFile);
-const { VERSITYGW = "versitygw" } = process.env;
-const installed = await run(VERSITYGW, ["--version"]).then(
-  () => true,
-  () => false, // not installed
-);
-const START_TIMEOUT_MS = 30_000;
 /** More than one part of an upload. */
 const LARGE_BYTES = 20_000_000;
 
-describe.skipIf(!installed)("VersityGW by infra/compose/s3-start.sh", () => {
+describe.skipIf(!(await hasVersityGw()))("VersityGW by infra/compose/s3-start.sh", () => {
   let compose: WithSecrets;
-  let server: ChildProcess;
-  let endpoint: string;
+  let server: VersityGw;
 
   beforeAll(async () => {
     compose = await withSecrets();
-    const port = await freePort();
-    endpoint = `http://127.0.0.1:${port}`;
-    const data = join(compose.folder, "data");
-    mkdirSync(data);
-    const PATH = `${dirname(VERSITYGW)}:${process.env["PATH"]}`;
-    const places = { S3_PORT: String(port), S3_FOLDER: data, S3_USERS_FOLDER: join(compose.folder, "iam") };
-    const env = { PATH, ...compose.environmentOf("s3"), ...places };
-    server = spawn("sh", ["infra/compose/s3-start.sh"], { env, stdio: "ignore" });
-    const healthy = async () => (await fetch(`${endpoint}/health`).catch(() => null))?.ok;
-    await eventually(async () => (await healthy()) || undefined, START_TIMEOUT_MS);
-    const setup = { PATH, ...compose.environmentOf("bucket"), S3_ENDPOINT: endpoint };
-    // At every start of the deployment.
-    for (let i = 0; i < 2; i++) await run(process.execPath, ["infra/compose/make-bucket.ts"], { env: setup });
+    server = await startVersityGw(compose.environmentOf("s3"), compose.environmentOf("bucket"));
   }, 60_000);
   afterAll(async () => {
     vi.unstubAllEnvs();
-    const exited = once(server, "exit");
-    server.kill();
-    await exited;
+    await server.stop();
     compose.remove();
   });
 
@@ -67,7 +38,7 @@ describe.skipIf(!installed)("VersityGW by infra/compose/s3-start.sh", () => {
       bucket: "dream-blobs",
       prefix: "",
       region: "us-east-1",
-      endpoint,
+      endpoint: server.endpoint,
       publicEndpoint: undefined,
       forcePathStyle: true,
       clock: systemClock,
@@ -105,7 +76,7 @@ describe.skipIf(!installed)("VersityGW by infra/compose/s3-start.sh", () => {
   });
 
   test("nobody gets in without a key", async () => {
-    expect((await fetch(`${endpoint}/dream-blobs/rollouts/b/1.mp4`)).status).toBe(403);
-    expect((await fetch(`${endpoint}/dream-blobs?list-type=2`)).status).toBe(403);
+    expect((await fetch(`${server.endpoint}/dream-blobs/rollouts/b/1.mp4`)).status).toBe(403);
+    expect((await fetch(`${server.endpoint}/dream-blobs?list-type=2`)).status).toBe(403);
   });
 });

@@ -1,6 +1,6 @@
 /**
  * The deployment of docker-compose.yml without containers: a Redis with its append-only file, a PostgreSQL that syncs to disk,
- * an S3 stand-in, and every process as its own, by the file's command and environment, under a database role and S3 key
+ * an S3 stand-in (or VersityGW itself), and every process as its own, by the file's command and environment, under a database role and S3 key
  * of its own. Two of what may be two, as many inference workers as asked for; each is started again when it dies.
  */
 import { randomBytes } from "node:crypto";
@@ -23,6 +23,7 @@ import { type ComposeService, readCompose } from "./compose.ts";
 import { ensureRedis, type RedisServer, type RedisStart } from "./redis-server.ts";
 import { type S3User, startS3Server } from "./s3-server.ts";
 import { type ProcessSpec, type Supervisor, superviseProcesses, untilGatewayReady } from "./supervisor.ts";
+import { startVersityGw } from "./versitygw.ts";
 
 const COMPOSE_FILE = "docker-compose.yml";
 const SERVICES = ["gateway", "scheduler", "settlement", "runner", "notifier", "worker"] as const;
@@ -40,6 +41,8 @@ export interface TopologyOptions {
   /** Inference workers, all of that model. */
   readonly workers: number;
   readonly logFile: string;
+  /** Default: the stand-in, which answers one request after the other. */
+  readonly s3?: "stand-in" | "versitygw";
   /** Beside or instead of what the file says for that service. */
   readonly settings?: (service: ServiceName) => Readonly<Record<string, string>>;
 }
@@ -86,12 +89,17 @@ async function assemble(options: TopologyOptions, parts: Parts, log: Log): Promi
   parts.push(["folder", { stop: async () => rmSync(folder, { recursive: true, force: true }) }]);
 
   const bucket = new URL(service("gateway").environment["BLOB_URL"] ?? "").hostname;
+  const startS3 = async (): Promise<Service & { readonly endpoint: string; readonly region?: string }> => {
+    if (options.s3 === "versitygw") return startVersityGw(service("s3").environment, service("bucket").environment);
+    const standIn = await startS3Server(s3UsersOf([...SERVICES, "operator"], service, bucket));
+    await standIn.createBucket(bucket);
+    return standIn;
+  };
   const [postgres, redis, s3] = await Promise.all([
     startOwnPostgres().then((part) => keep(parts, "postgres", part)),
     ensureRedis(redisAs(service("redis").environment)).then((part) => keep(parts, "redis", part)),
-    startS3Server(s3UsersOf([...SERVICES, "operator"], service, bucket)).then((part) => keep(parts, "s3", part)),
+    startS3().then((part) => keep(parts, "s3", part)),
   ]);
-  await s3.createBucket(bucket);
   const addresses = { postgres: new URL(postgres.url).host, redis: hostOf(redis.url), s3: hostOf(s3.endpoint) };
   const here = (environment: Readonly<Record<string, string>>): Record<string, string> =>
     Object.fromEntries(Object.entries(environment).map(([name, value]) => [name, readdress(value, addresses)]));
@@ -104,7 +112,8 @@ async function assemble(options: TopologyOptions, parts: Parts, log: Log): Promi
   const db = keep(parts, "database", createDatabase({ url: ownerUrl, log }));
 
   // What containers have of their own, and the S3 stand-in's region.
-  const local = { HOST: "127.0.0.1", DATA_DIR: folder, TMPDIR: folder, HOME: folder, S3_REGION: s3.region };
+  const region = s3.region === undefined ? {} : { S3_REGION: s3.region };
+  const local = { HOST: "127.0.0.1", DATA_DIR: folder, TMPDIR: folder, HOME: folder, ...region };
   const specOf = async (name: ServiceName, number: number): Promise<ProcessSpec<ProcessName>> => {
     const ports = { PORT: String(await freePort()), METRICS_PORT: String(await freePort()) };
     const env = {
