@@ -11,7 +11,7 @@ const COLORS = [
   "#5c6b73",
   "#e07a1f",
 ];
-const MARGIN = { left: 70, right: 200, top: 50, bottom: 60 } as const;
+const MARGIN = { left: 70, right: 215, top: 50, bottom: 60 } as const;
 const TICKS = 8;
 const LEGEND_LINE = 20;
 
