@@ -67,7 +67,8 @@ export async function coresCpu(cores: string): Promise<CpuTimes> {
       add("engine", engine);
       add("worker beside its engine", own - engine);
       add("ffmpeg", all - own);
-    } else if (command.includes("ffmpeg")) add("ffmpeg", own);
+    } else if (command === "") add("the kernel's own threads", own);
+    else if (command.includes("ffmpeg")) add("ffmpeg", own);
     else if (/postgres|redis/.test(command)) add("PostgreSQL and Redis", own);
     else add("gateway, scheduler, settlement", own);
   }

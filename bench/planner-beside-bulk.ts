@@ -7,12 +7,11 @@
  *   customer has called off what is left of them.
  *
  * Judged is the planner's P99 beside them ÷ its P99 in both times alone: at most RATIO_MAX. A latency counts from when a request
- * was due to the last byte of its mp4. Where the time goes is read from the rollouts' own rows, as means. In the end the
+ * was due to the last byte of its mp4. Where the time goes is read from the rollouts' own rows, as means and P99s. In the end the
  * books are verified, and what the bulk customer paid for is compared with what it got.
  *
- * Environment: SECONDS, BULK, PER_S, WORKERS (default: a core less than there are, for everything else), BLOBS (versitygw, stand-in, folder;
- * default: VersityGW where there is one), BENCH=short, RESULTS
- * (folder). Writes planner-beside-bulk.md and .json to bench/results; ends with 1 when the claim is missed.
+ * Environment: SECONDS, BULK, PER_S, WORKERS (default: a core less than there are, for everything else), BLOBS (versitygw,
+ * stand-in, folder; default: VersityGW where there is one), BENCH=short, RESULTS (folder). Writes planner-beside-bulk.md and .json to bench/results; ends with 1 when the claim is missed.
  * `npm run bench:planner-beside-bulk`
  */
 import { randomBytes } from "node:crypto";
