@@ -50,7 +50,7 @@ export async function postgresCpu(db: Database, postmaster: number): Promise<Cpu
 
 /**
  * Of every process that may run on exactly these cores (as Linux lists them: "0", "0-3"), by what it is. An inference worker's
- * busiest thread is its engine; encoders that have ended are told of by their worker.
+ * busiest thread is its engine; of ffmpegs that have ended the process that starts them tells.
  */
 export async function coresCpu(cores: string): Promise<CpuTimes> {
   const sums = new Map<string, number>();
@@ -66,6 +66,8 @@ export async function coresCpu(cores: string): Promise<CpuTimes> {
       const engine = await busiestThreadMs(pid);
       add("engine", engine);
       add("worker beside its engine", own - engine);
+    } else if (command.includes("encoder-process.ts")) {
+      add("worker beside its engine", own);
       add("ffmpeg", all - own);
     } else if (command === "") add("the kernel's own threads", own);
     else if (command.includes("ffmpeg")) add("ffmpeg", own);

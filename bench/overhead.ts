@@ -27,6 +27,7 @@ import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
 import { decodeFrame } from "#workers/inference/inputs.ts";
 import { createSlots } from "#platform/slots.ts";
 import { startEncoding } from "#workers/inference/video/encode.ts";
+import { type Encoder, startEncoder } from "#workers/inference/video/encoder.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { describeMachine, median } from "./machine.ts";
@@ -68,13 +69,14 @@ async function main(): Promise<void> {
     log,
   });
   const workDir = await mkdtemp(join(tmpdir(), "dream-bench-videos-"));
+  const encoder = startEncoder({ ffmpegPath: await findFfmpeg(undefined), log });
   const redis = await ensureRedis();
   const onPostgres = await startServedSystem(null);
   const onRedis = await startServedSystem(redis.url);
   try {
     const variants: [Variant, RunOne][] = [
       ["engine", (seed, steps) => runBare(engine, inputs, seed, steps)],
-      ["engine + encode", await encoding(engine, inputs, workDir)],
+      ["engine + encode", encoding(engine, encoder, inputs, workDir)],
       ["full, PostgreSQL", (seed, steps) => runFull(onPostgres, inputs, seed, steps)],
       ["full, Redis", (seed, steps) => runFull(onRedis, inputs, seed, steps)],
     ];
@@ -104,7 +106,7 @@ async function main(): Promise<void> {
     ];
     await writeFile("bench/results/overhead.md", `${[...heading, ...said].join("\n")}\n`);
   } finally {
-    await Promise.all([onPostgres.stop(), onRedis.stop(), engine.stop()]);
+    await Promise.all([onPostgres.stop(), onRedis.stop(), encoder.stop(), engine.stop()]);
     await redis.stop();
     await rm(workDir, { recursive: true, force: true });
   }
@@ -167,14 +169,13 @@ async function runBare(engine: Engine, inputs: Inputs, seed: number, numSteps: n
   await engine.submit(requestOf(inputs, seed, numSteps), () => undefined).done;
 }
 
-async function encoding(engine: Engine, inputs: Inputs, workDir: string): Promise<RunOne> {
-  const ffmpegPath = await findFfmpeg(undefined);
+function encoding(engine: Engine, encoder: Encoder, inputs: Inputs, workDir: string): RunOne {
   const { width, height, fps } = inputs.manifest.shapes;
   const slots = createSlots(inputs.manifest.engine.max_batch_samples);
   const frames = inputs.actions.length / inputs.manifest.shapes.action_dim + 1;
   return async (seed, numSteps) => {
     const file = join(workDir, `${seed}.mp4`);
-    const video = startEncoding({ ffmpegPath, file, width, height, fps, frames, slots });
+    const video = startEncoding({ encoder, file, width, height, fps, frames, slots });
     await video.write(inputs.pixels);
     await engine.submit(requestOf(inputs, seed, numSteps), (_, pixels) => video.write(pixels)).done;
     await video.finish();

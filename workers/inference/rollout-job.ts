@@ -22,13 +22,14 @@ import type { Scorer } from "./score/scorer.ts";
 import { createRawFile, type RawFile, scoreRuns } from "./scored-run.ts";
 import { runServed } from "./served-run.ts";
 import type { Slots } from "#platform/slots.ts";
+import type { Encoder } from "./video/encoder.ts";
 import type { VideoEncoding } from "./video/encode.ts";
 
 export interface RolloutJobParts {
   readonly manifest: Manifest;
   readonly blobs: BlobStore;
   readonly engine: Engine;
-  readonly ffmpegPath: string;
+  readonly encoder: Encoder;
   /**
    * ffmpeg processes at once, as many in a lane as samples that the engine holds of it: a parked bulk sample keeps its
    * encoder waiting, and that must not be one that a realtime sample needs.

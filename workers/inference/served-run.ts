@@ -6,12 +6,13 @@ import { runEngine } from "./engine-run.ts";
 import type { Engine } from "./engine/engine.ts";
 import type { EngineRequest } from "./engine/loop.ts";
 import type { RawFile } from "./scored-run.ts";
+import type { Encoder } from "./video/encoder.ts";
 import { startEncoding, type VideoEncoding } from "./video/encode.ts";
 
 export interface ServedRunParts {
   readonly manifest: Manifest;
   readonly engine: Engine;
-  readonly ffmpegPath: string;
+  readonly encoder: Encoder;
   readonly encoderSlots: Slots;
   /** Samples that a lane may have in the engine. */
   readonly samplesMax: number;
@@ -36,7 +37,7 @@ export interface ServedRun {
  */
 export async function runServed(
   { request, framesPerVideo, files, raw, onProgress, signal }: ServedRun,
-  { manifest, engine, ffmpegPath, encoderSlots, samplesMax }: ServedRunParts,
+  { manifest, engine, encoder, encoderSlots, samplesMax }: ServedRunParts,
   videos: VideoEncoding[],
 ): Promise<number | null> {
   const { width, height, fps } = manifest.shapes;
@@ -46,7 +47,7 @@ export async function runServed(
 
   function startVideo(candidate: number): VideoEncoding {
     const file = files[candidate] ?? "";
-    const options = { ffmpegPath, file, width, height, fps, slots: encoderSlots, yields: request.lane === "bulk" };
+    const options = { encoder, file, width, height, fps, slots: encoderSlots, yields: request.lane === "bulk" };
     const video = startEncoding({ ...options, frames: framesPerVideo });
     void video.failed.then(broken.reject);
     void video.write(request.frame);

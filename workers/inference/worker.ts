@@ -25,6 +25,7 @@ import { type Attempt, type EndReason, runRolloutJob } from "./rollout-job.ts";
 import { type Scorer, ScorerFailed } from "./score/scorer.ts";
 import { createSlots } from "#platform/slots.ts";
 import { createWorkDir } from "#platform/work-dir.ts";
+import { startEncoder } from "./video/encoder.ts";
 
 /** Progress is a hint for people who watch; more often than this nobody sees. */
 const PROGRESS_INTERVAL_MS = 250;
@@ -69,12 +70,13 @@ export interface InferenceWorker extends Service {
 }
 
 export async function startInferenceWorker(options: InferenceWorkerOptions): Promise<InferenceWorker> {
-  const { manifest, queues, blobs, engine, clock, log, metrics, onJobs } = options;
+  const { manifest, queues, blobs, engine, ffmpegPath, clock, log, metrics, onJobs } = options;
   const { samplesMax } = engine;
   const settlements = settlementQueue(queues);
   const workDir = await createWorkDir("videos");
   const encoderSlots = { realtime: createSlots(samplesMax), bulk: createSlots(samplesMax) };
-  const parts = { ...options, workDir: workDir.path, samplesMax, encoderSlots };
+  const encoder = startEncoder({ ffmpegPath, log });
+  const parts = { ...options, encoder, workDir: workDir.path, samplesMax, encoderSlots };
   let draining = false;
   const admission = createAdmission({
     samplesMax,
@@ -246,6 +248,7 @@ export async function startInferenceWorker(options: InferenceWorkerOptions): Pro
     admission.close();
     await stopConsumers(graceMs);
     await endCancelSignals();
+    await encoder.stop();
     await workDir.stop();
   }
 

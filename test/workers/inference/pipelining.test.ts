@@ -4,11 +4,13 @@ import { Socket } from "node:net";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 
-import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 
 import { createSlots } from "#platform/slots.ts";
+import { silentLog } from "#test/support/postgres.ts";
 import type { Engine } from "#workers/inference/engine/engine.ts";
 import { type EngineTurn, runRolloutJob } from "#workers/inference/rollout-job.ts";
+import { startEncoder } from "#workers/inference/video/encoder.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { eventually } from "./support/eventually.ts";
@@ -103,11 +105,7 @@ test("a rollout that is called off while it waits for the engine is reported at 
 });
 
 /** An attempt on an engine that gives `frames` of each candidate when it is told to. */
-async function attemptOn(
-  candidates: number,
-  frames: () => Promise<Uint8Array> | Uint8Array,
-  changes: { ffmpegPath?: string } = {},
-) {
+async function attemptOn(candidates: number, frames: () => Promise<Uint8Array> | Uint8Array, path = ffmpegPath) {
   const { data: job } = await place.prepare({ actions: Array<number>(candidates).fill(1), chunks: 1 });
   const engine: Engine = {
     ...(await workers.start()).engine,
@@ -132,7 +130,9 @@ async function attemptOn(
   };
   const encoderSlots = { realtime: createSlots(4), bulk: createSlots(4) };
   const workDir = await mkdtemp(join(place.modelsDir, "videos-"));
-  const parts = { ...place, ...unscored, engine, ffmpegPath, encoderSlots, samplesMax: 4, workDir, ...changes };
+  const encoder = startEncoder({ ffmpegPath: path, log: silentLog });
+  onTestFinished(() => encoder.stop());
+  const parts = { ...place, ...unscored, engine, encoder, encoderSlots, samplesMax: 4, workDir };
   const { signal } = new AbortController();
   const attempt = { job, lane: job.lane, alone: false, signal, turn, onProgress: () => undefined };
   return { run: () => runRolloutJob(attempt, parts), calls };
@@ -152,7 +152,7 @@ test("the encoders of what the engine takes at once run before it gives the firs
       running ||= await eventually(async () => (await readdir(spawned)).length === 4 && 4);
       return new Uint8Array(CHUNK * FRAME_BYTES);
     },
-    { ffmpegPath: path },
+    path,
   );
   expect(await run()).toMatchObject({ kind: "succeeded", result: { frames: 6 * (CHUNK + 1) } });
   expect(running).toBe(4);

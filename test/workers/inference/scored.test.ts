@@ -3,14 +3,16 @@ import { mkdtemp, readdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
 
 import type { JobId } from "#contract/ids.ts";
 import type { Outcome, RolloutScore } from "#contract/jobs.ts";
 import { createSlots } from "#platform/slots.ts";
+import { silentLog } from "#test/support/postgres.ts";
 import { type EndReason, type RolloutJobParts, runRolloutJob } from "#workers/inference/rollout-job.ts";
 import type { Scorer } from "#workers/inference/score/scorer.ts";
 import { createRawFile } from "#workers/inference/scored-run.ts";
+import { startEncoder } from "#workers/inference/video/encoder.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { eventually } from "./support/eventually.ts";
@@ -88,9 +90,11 @@ async function attempt(at: (phase: "base" | "score", end: (reason: EndReason) =>
   const workDir = await mkdtemp(join(dirname(place.blobsDir), "videos-"));
   const slots = createSlots(1);
   const metrics = { baseRun: () => undefined, scored: () => undefined };
+  const encoder = startEncoder({ ffmpegPath: await findFfmpeg(undefined), log: silentLog });
+  onTestFinished(() => encoder.stop());
   const parts: RolloutJobParts = {
     manifest: place.manifest,
-    ffmpegPath: await findFfmpeg(undefined),
+    encoder,
     encoderSlots: { realtime: slots, bulk: slots },
     samplesMax: 1,
     blobs,

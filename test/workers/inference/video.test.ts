@@ -8,7 +8,9 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 import { createSlots } from "#platform/slots.ts";
+import { silentLog } from "#test/support/postgres.ts";
 import { startEncoding, VideoError, type VideoOptions } from "#workers/inference/video/encode.ts";
+import { type Encoder, startEncoder } from "#workers/inference/video/encoder.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { eventually } from "./support/eventually.ts";
@@ -19,17 +21,29 @@ const FRAME_BYTES = WIDTH * HEIGHT * 3;
 
 let dir: string;
 let ffmpegPath: string;
+let encoder: Encoder;
+const encoders: Encoder[] = [];
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), "dream-engine-test-video-"));
   ffmpegPath = await findFfmpeg(undefined);
+  encoder = encoderWith(ffmpegPath);
 });
-afterAll(() => rm(dir, { recursive: true, force: true }));
+afterAll(async () => {
+  await Promise.all(encoders.map((one) => one.stop()));
+  await rm(dir, { recursive: true, force: true });
+});
+
+function encoderWith(path: string): Encoder {
+  const started = startEncoder({ ffmpegPath: path, log: silentLog });
+  encoders.push(started);
+  return started;
+}
 
 /** Grey frames, each brighter than the one before. */
 const frame = (index: number): Uint8Array => new Uint8Array(FRAME_BYTES).fill(20 + index * 8);
 
 const optionsFor = (name: string, changes: Partial<VideoOptions> = {}): VideoOptions => ({
-  ffmpegPath,
+  encoder,
   file: join(dir, `${name}.mp4`),
   width: WIDTH,
   height: HEIGHT,
@@ -57,8 +71,9 @@ async function decode(file: string): Promise<Buffer> {
 test("one that nobody waits for lets others have the processor first", async () => {
   const told = join(dir, "niceness");
   const path = await impostor("nice-ffmpeg", `nice >> ${told}\nexec ${ffmpegPath} "$@"`);
+  const nice = encoderWith(path);
   for (const yields of [true, false]) {
-    const video = startEncoding(optionsFor(`yields-${yields}`, { ffmpegPath: path, yields }));
+    const video = startEncoding(optionsFor(`yields-${yields}`, { encoder: nice, yields }));
     for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
     await video.finish();
   }
@@ -114,7 +129,7 @@ test("tells a writer when ffmpeg has its frames, and does not keep it waiting on
   await video.finish();
   expect(taken).toBe(frames);
 
-  const broken = startEncoding(optionsFor("not paced", { ffmpegPath: "/bin/false" }));
+  const broken = startEncoding(optionsFor("not paced", { encoder: encoderWith("/bin/false") }));
   await Promise.all(Array.from({ length: FRAMES }, (_, i) => broken.write(frame(i))));
 });
 
@@ -131,14 +146,42 @@ test.each([
   ["may not write", `ulimit -f 0; exec "$FFMPEG" "$@"`],
 ])("fails at once and clearly when ffmpeg %s", async (name, body) => {
   const path = await impostor(`ffmpeg ${name}`, body.replace("$FFMPEG", ffmpegPath));
-  const video = startEncoding(optionsFor(`victim ${name}`, { ffmpegPath: path }));
+  const video = startEncoding(optionsFor(`victim ${name}`, { encoder: encoderWith(path) }));
   for (let i = 0; i < FRAMES; i++) void video.write(frame(i));
   await expect(video.finish()).rejects.toThrow(VideoError);
   expect((await video.failed).message).toBe("ffmpeg could not encode the video");
 });
 
+test("ffmpeg is the child of a small process that knows no secrets; when that dies, the next video has another", async () => {
+  const told = join(dir, "who");
+  const path = await impostor(
+    "ffmpeg-that-tells",
+    `echo $PPID >> ${told}\nenv >> ${told}.env\nexec ${ffmpegPath} "$@"`,
+  );
+  process.env["SECRET_OF_THE_WORKER"] = "s3cret";
+  const own = encoderWith(path);
+  const { pid = 0 } = own;
+  const video = startEncoding(optionsFor("orphaned", { encoder: own }));
+  void video.write(frame(0));
+  await eventually(async () => (await readFile(told, "utf8").catch(() => "")).includes("\n"));
+  expect(Number(await readFile(told, "utf8"))).toBe(pid);
+  expect(await readFile(`${told}.env`, "utf8")).not.toContain("s3cret");
+  delete process.env["SECRET_OF_THE_WORKER"];
+
+  process.kill(pid, "SIGKILL");
+  expect((await video.failed).cause).toMatchObject({ message: "the encoder process ended (signal SIGKILL)" });
+  await expect(video.finish()).rejects.toThrow(VideoError);
+  const next = startEncoding(optionsFor("adopted", { encoder: own }));
+  for (let i = 0; i < FRAMES; i++) void next.write(frame(i));
+  await next.finish();
+  expect(own.pid).not.toBe(pid);
+  await own.stop();
+  const late = startEncoding(optionsFor("late", { encoder: own }));
+  expect((await late.failed).cause).toMatchObject({ message: "the encoder was stopped" });
+});
+
 test("fails when ffmpeg has gone missing", async () => {
-  const video = startEncoding(optionsFor("missing", { ffmpegPath: join(dir, "nowhere") }));
+  const video = startEncoding(optionsFor("missing", { encoder: encoderWith(join(dir, "nowhere")) }));
   expect((await video.failed).cause).toMatchObject({ code: "ENOENT" });
   await expect(video.finish()).rejects.toThrow(VideoError);
 });
@@ -146,7 +189,7 @@ test("fails when ffmpeg has gone missing", async () => {
 test("an aborted encoding leaves no process behind", async () => {
   const pidFile = join(dir, "pid");
   const path = await impostor("endless", `echo $$ > ${pidFile}; exec sleep 60`);
-  const video = startEncoding(optionsFor("aborted", { ffmpegPath: path }));
+  const video = startEncoding(optionsFor("aborted", { encoder: encoderWith(path) }));
   void video.write(frame(0));
   const pid = await eventually(async () => Number(await readFile(pidFile, "utf8").catch(() => "")));
   expect(process.kill(pid, 0)).toBe(true);

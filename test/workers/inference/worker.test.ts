@@ -5,11 +5,13 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 
 import { Client } from "pg";
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, onTestFinished, test } from "vitest";
 
 import { blobKeys, type Outcome } from "#contract/jobs.ts";
 import { runRolloutJob } from "#workers/inference/rollout-job.ts";
 import { createSlots } from "#platform/slots.ts";
+import { silentLog } from "#test/support/postgres.ts";
+import { startEncoder } from "#workers/inference/video/encoder.ts";
 import { findFfmpeg } from "#workers/inference/video/ffmpeg-path.ts";
 
 import { eventually } from "./support/eventually.ts";
@@ -156,11 +158,13 @@ test("a cancellation is heard while a job has not entered the engine yet", async
 
 test("two runs of one attempt leave both their videos whole, and the result names files that are there", async () => {
   const { id, data } = await place.prepare();
+  const encoder = startEncoder({ ffmpegPath, log: silentLog });
+  onTestFinished(() => encoder.stop());
   const run = async () => {
     const { engine } = await startWorker();
     const workDir = await mkdtemp(join(place.modelsDir, "videos-"));
     const encoderSlots = { realtime: createSlots(1), bulk: createSlots(1) };
-    const parts = { ...place, ...unscored, engine, ffmpegPath, encoderSlots, samplesMax: 1, workDir };
+    const parts = { ...place, ...unscored, engine, encoder, encoderSlots, samplesMax: 1, workDir };
     const signal = new AbortController().signal;
     const turn = { take: () => Promise.resolve("run" as const), giveBack: () => undefined };
     const attempt = { job: data, lane: data.lane, alone: false, signal, turn, onProgress: () => undefined };

@@ -1,31 +1,26 @@
 /**
- * One video, encoded while its frames are still being dreamed: raw RGB goes into ffmpeg's stdin block by block, an
+ * One video, encoded while its frames are still being dreamed: raw RGB goes to ffmpeg block by block, an
  * H.264 file comes out. ffmpeg ends with 0 also when its input was cut short, so the frames are counted here.
  */
 import { strict as assert } from "node:assert";
-import { constants } from "node:fs";
-import { access } from "node:fs/promises";
 import { PassThrough } from "node:stream";
 
-import ffmpeg from "fluent-ffmpeg";
-
 import { settlesWithin } from "#platform/bounded.ts";
-
 import type { Slots } from "#platform/slots.ts";
+
+import type { Encoder } from "./encoder.ts";
 
 /** After the last frame: the longest rollout at 640×480 takes ffmpeg some 4 s on one free core. */
 const FINISH_TIMEOUT_MS = 60_000;
 /** From SIGKILL to the process's end. */
 const KILL_TIMEOUT_MS = 5_000;
-/** Of an encoding that yields; a tenth of a normal one's share where both want the same core, all of it where nobody else does. */
-const YIELDING_NICENESS = 10;
 
 export class VideoError extends Error {
   override readonly name = "VideoError";
 }
 
 export interface VideoOptions {
-  readonly ffmpegPath: string;
+  readonly encoder: Encoder;
   /** Where the file goes; its folder exists. */
   readonly file: string;
   readonly width: number;
@@ -54,7 +49,7 @@ export interface VideoEncoding {
 }
 
 export function startEncoding(options: VideoOptions): VideoEncoding {
-  const { width, height, frames: framesExpected, slots } = options;
+  const { encoder, file, width, height, fps, frames: framesExpected, slots, yields = false } = options;
   const frameBytes = width * height * 3;
   const bytesExpected = framesExpected * frameBytes;
   const input = new PassThrough();
@@ -67,7 +62,8 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
     const giveBack = await slots.take();
     hasSlot = true;
     try {
-      if (!aborting.signal.aborted) await runFfmpeg(options, input, aborting.signal);
+      const order = { file, width, height, fps, yields };
+      if (!aborting.signal.aborted) await encoder.encode(order, input, aborting.signal);
     } catch (error) {
       const failure = new VideoError("ffmpeg could not encode the video", { cause: error });
       failed.resolve(failure);
@@ -117,33 +113,4 @@ export function startEncoding(options: VideoOptions): VideoEncoding {
 
     abort,
   };
-}
-
-async function runFfmpeg(options: VideoOptions, input: PassThrough, signal: AbortSignal): Promise<void> {
-  const { ffmpegPath, file, width, height, fps, yields = false } = options;
-  // fluent-ffmpeg throws outside of any promise when a spawn fails, so what can be known is checked before.
-  await access(ffmpegPath, constants.X_OK);
-  const command = ffmpeg({ source: input, stdoutLines: 20, niceness: yields ? YIELDING_NICENESS : 0 })
-    .setFfmpegPath(ffmpegPath)
-    .inputFormat("rawvideo")
-    .inputOptions(["-pix_fmt rgb24", `-s ${width}x${height}`, `-r ${fps}`])
-    .noAudio()
-    .videoCodec("libx264")
-    // One thread: several videos are encoded at once, and the engine needs its core.
-    .outputOptions(["-preset veryfast", "-crf 18", "-pix_fmt yuv420p", "-movflags +faststart", "-threads 1", "-y"]);
-  const kill = () => command.kill("SIGKILL");
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
-  command
-    .on("start", () => {
-      if (signal.aborted) kill();
-    })
-    .on("end", () => resolve())
-    .on("error", (error) => reject(error))
-    .save(file);
-  signal.addEventListener("abort", kill);
-  try {
-    await promise;
-  } finally {
-    signal.removeEventListener("abort", kill);
-  }
 }
