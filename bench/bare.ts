@@ -26,7 +26,7 @@ const WINDOW_S = numberOf("WINDOW_S", SHORT ? 5 : 60);
 /** A CPU's core does no more rollouts a second in larger ones (bench:peers tries them). */
 const BATCH = numberOf("BATCH", 1);
 /** Enough that one is always in the engine while others are fetched, encoded and answered. */
-const CALLERS = 4;
+const CALLERS = 2 * Math.max(2, BATCH);
 const SHARE_MIN = 0.85;
 
 interface Turn {

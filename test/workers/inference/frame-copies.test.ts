@@ -11,7 +11,7 @@ import { silentLog } from "#test/support/postgres.ts";
 import { type Engine, startEngine } from "#workers/inference/engine/engine.ts";
 import { bytesOf } from "#workers/inference/engine/tensor.ts";
 import type { EngineEvent, EngineRequest } from "#workers/inference/engine/loop.ts";
-import { createOutbox } from "#workers/inference/engine/outbox.ts";
+import { createOutbox, type EngineNews } from "#workers/inference/engine/outbox.ts";
 
 import { createHarness } from "./support/loop-harness.ts";
 import { CHUNK, SIDE, writeTinyBundle } from "./support/tiny-bundle.ts";
@@ -78,10 +78,14 @@ test("of a chunk's pixels the loop copies one frame, which the next chunk begins
   expect(sizes.stacked).toHaveLength(CANDIDATES);
 });
 
+const piecesIn = (news: readonly EngineNews[]): number[][][] =>
+  news.flatMap((one) => (one.type === "frames" ? [one.pieces.map((piece) => [...piece])] : []));
+
 test("the views of a buffer travel in one message, in order, and the buffer leaves the sender", async () => {
   const { port1, port2 } = new MessageChannel();
   // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a port has no origin
-  const emit = createOutbox((events, transfer) => port1.postMessage(events, transfer));
+  const { emit, flush } = createOutbox((news, transfer) => port1.postMessage(news, transfer));
+  const next = async () => ((await once(port2, "message")) as [EngineNews[]])[0];
   const forward = (first: number) => {
     const batch = Uint8Array.of(first, first + 1, first + 2, first + 3);
     for (const [candidate, at] of [0, 2].entries()) {
@@ -89,22 +93,36 @@ test("the views of a buffer travel in one message, in order, and the buffer leav
     }
     return batch;
   };
-  const first = once(port2, "message") as Promise<[EngineEvent[]]>;
-  const batch = forward(1);
-  expect(batch.byteLength).toBe(4); // not before all views of it have been given
-  const [one] = await first;
-  expect(batch.buffer.detached).toBe(true);
-  expect(framesIn(one).map((frames) => [...frames])).toEqual([
-    [1, 2],
-    [3, 4],
+  // Small frames wait for the next ones, until the loop rests.
+  const batches = [forward(1), forward(5)];
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(batches.map(({ byteLength }) => byteLength)).toEqual([4, 4]);
+  const first = next();
+  flush();
+  expect(batches.map(({ buffer }) => buffer.detached)).toEqual([true, true]);
+  expect(piecesIn(await first)).toEqual([
+    [
+      [1, 2],
+      [5, 6],
+    ],
+    [
+      [3, 4],
+      [7, 8],
+    ],
   ]);
-  expect(new Set(framesIn(one).map(({ buffer }) => buffer)).size).toBe(1);
 
-  const second = once(port2, "message") as Promise<[EngineEvent[]]>;
-  forward(5);
+  // An end takes along what is held, and large frames do not wait.
+  const second = next();
+  forward(9);
   emit({ type: "finished", id: "a", engineWallMs: 1 });
-  const [other] = await second;
-  expect(other.map(({ type }) => type)).toEqual(["frames", "frames", "finished"]);
+  expect((await second).map(({ type }) => type)).toEqual(["frames", "frames", "finished"]);
+  const third = next();
+  const large = new Uint8Array(2 * 640 * 480 * 3);
+  for (const [candidate, half] of [large.subarray(0, large.length / 2), large.subarray(large.length / 2)].entries()) {
+    emit({ type: "frames", id: "a", candidate, frames: half });
+    expect(large.buffer.detached).toBe(false); // not before all views of it have been given
+  }
+  expect(await third).toHaveLength(2);
   port1.close();
 });
 

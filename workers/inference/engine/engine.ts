@@ -12,10 +12,11 @@ import type { Log } from "#platform/log.ts";
 import { settlesWithin } from "#platform/bounded.ts";
 
 import type { EngineStats } from "./counters.ts";
-import type { EngineEvent, EngineRequest } from "./loop.ts";
+import type { EngineRequest } from "./loop.ts";
 import { type FromThread, PULSE, type ThreadData, type ToThread } from "./messages.ts";
 import { namesOf, type Specs, specsOf } from "./optimisations.ts";
 import { NO_TELEMETRY } from "./onnx-telemetry.ts";
+import type { EngineNews } from "./outbox.ts";
 import type { SessionTuning } from "./session-tuning.ts";
 
 /** Loading and warming: a bundle that takes longer than this will not come up. */
@@ -90,7 +91,7 @@ export interface Engine {
 }
 
 type ReadyMessage = Extract<FromThread, { type: "ready" }>;
-type FramesEvent = Extract<EngineEvent, { type: "frames" }>;
+type FramesNews = Extract<EngineNews, { type: "frames" }>;
 
 interface InHand {
   readonly onFrames: OnFrames;
@@ -154,27 +155,28 @@ export async function startEngine(options: EngineOptions): Promise<Engine> {
     inHand.clear();
   }
 
-  function onEvent(event: EngineEvent): void {
-    const request = inHand.get(event.id);
+  function onNews(news: EngineNews): void {
+    const request = inHand.get(news.id);
     if (!request) return; // rejected by a fault before this arrived
-    if (event.type === "frames") {
-      void giveFrames(request, event);
+    if (news.type === "frames") {
+      void giveFrames(request, news);
       return;
     }
-    inHand.delete(event.id);
+    inHand.delete(news.id);
     request.resolve(
-      event.type === "finished" ? { kind: "finished", engineWallMs: event.engineWallMs } : { kind: "cancelled" },
+      news.type === "finished" ? { kind: "finished", engineWallMs: news.engineWallMs } : { kind: "cancelled" },
     );
   }
 
-  async function giveFrames(request: InHand, { id, candidate, frames }: FramesEvent): Promise<void> {
-    await request.onFrames(candidate, frames);
-    if (inHand.get(id) === request) post({ type: "taken", id, candidate, frames: frames.byteLength / frameBytes });
+  async function giveFrames(request: InHand, { id, candidate, pieces }: FramesNews): Promise<void> {
+    await Promise.all(pieces.map(async (frames) => request.onFrames(candidate, frames)));
+    const bytes = pieces.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    if (inHand.get(id) === request) post({ type: "taken", id, candidate, frames: bytes / frameBytes });
   }
 
   thread.on("message", (message: FromThread) => {
     state.stats = message.stats;
-    if (message.type === "events") for (const event of message.events) onEvent(event);
+    if (message.type === "news") for (const news of message.news) onNews(news);
   });
   thread.on("error", (error) =>
     fail(new EngineFault("engine_failed", `the engine failed: ${messageOf(error)}`, { cause: error })),

@@ -2,8 +2,9 @@
 import type { Manifest } from "#contract/manifest.ts";
 
 import type { EngineStats } from "./counters.ts";
-import type { EngineEvent, EngineRequest } from "./loop.ts";
+import type { EngineRequest } from "./loop.ts";
 import type { Specs } from "./optimisations.ts";
+import type { EngineNews } from "./outbox.ts";
 import type { SessionTuning } from "./session-tuning.ts";
 import type { WarmUp } from "./warm-up.ts";
 
@@ -30,4 +31,4 @@ export type ToThread =
 
 export type FromThread =
   | { readonly type: "ready"; readonly warmUp: WarmUp; readonly stats: EngineStats }
-  | { readonly type: "events"; readonly events: readonly EngineEvent[]; readonly stats: EngineStats };
+  | { readonly type: "news"; readonly news: readonly EngineNews[]; readonly stats: EngineStats };

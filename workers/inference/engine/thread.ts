@@ -28,17 +28,21 @@ const memory = isOnDevice(providers)
 const warm = await warmUp({ manifest, graphs, memory, now: () => performance.now() });
 
 const counters = createCounters();
+const outbox = createOutbox((news, transfer) => {
+  port.postMessage({ type: "news", news, stats: counters } satisfies FromThread, transfer);
+});
 const loop = await createLoop({
   manifest,
   graphs,
   rowLimits: { rowsMax: warm.samplesMax, rowsWorth: rowsWorthFixed ?? warm.rowsWorth, fillTo: warm.fillTo },
   specs,
   counters,
-  emit: createOutbox((events, transfer) => {
-    port.postMessage({ type: "events", events, stats: counters } satisfies FromThread, transfer);
-  }),
+  emit: outbox.emit,
   onRun: () => Atomics.add(pulse, PULSE.runs, 1),
-  onBusy: (busy) => Atomics.store(pulse, PULSE.busy, busy ? 1 : 0),
+  onBusy(busy) {
+    Atomics.store(pulse, PULSE.busy, busy ? 1 : 0);
+    if (!busy) outbox.flush();
+  },
   now: () => performance.now(),
 });
 
