@@ -1,4 +1,5 @@
 /** TCP ports: a free one, and who has one that is not. */
+import { randomInt } from "node:crypto";
 import { readdir, readFile, readlink } from "node:fs/promises";
 import { createServer } from "node:net";
 
@@ -9,8 +10,19 @@ const LOOPBACK = "127.0.0.1";
 /** How /proc/net/tcp writes the state. */
 const LISTEN = "0A";
 
+/**
+ * Below what Linux, macOS and Windows take for outgoing connections (from 32768, 49152 on): one of those could have the port
+ * before whoever asked for it listens.
+ */
+const LISTENERS = { from: 20_000, below: 32_768 } as const;
+const TRIES_MAX = 20;
+
 /** A port on loopback that nobody listens on at the moment. */
-export function freePort(): Promise<number> {
+export async function freePort(pick: (from: number, below: number) => number = randomInt): Promise<number> {
+  for (let tries = 0; tries < TRIES_MAX; tries++) {
+    const port = pick(LISTENERS.from, LISTENERS.below);
+    if (await isFree(port)) return port;
+  }
   return listenFor(0, LOOPBACK);
 }
 
