@@ -1,4 +1,4 @@
-"""One mp4 by the same ffmpeg with the same options as workers/inference/video/encode.ts, fed while frames come."""
+"""One mp4 by the same ffmpeg with the same options as workers/inference/video/encoder-process.ts, fed while frames come."""
 
 from __future__ import annotations
 

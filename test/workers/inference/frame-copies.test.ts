@@ -1,4 +1,4 @@
-/** Pixels from the decoder's output to ffmpeg's stdin: in one buffer a forward, handed on and never copied. */
+/** Pixels from the decoder's output to ffmpeg's socket: in one buffer a forward, handed on and never copied. */
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
